@@ -1,0 +1,74 @@
+"""From a path, whatever lies there, to a :class:`Checkpoint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nett.core.checkpoint import safetensors
+from nett.core.checkpoint.base import Checkpoint
+from nett.core.errors import Refused
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def open_checkpoint(reference: str | Path, *, base: str | Path | None = None) -> Checkpoint:
+    """Open a safetensors, GGUF or torch file, a Hugging Face folder, a PEFT adapter, or ``"base+adapter"``.
+
+    ``base`` is what an adapter is applied to; without it, the base that the adapter names, if it lies on this
+    machine. Reads headers only. Raises :class:`Refused` saying what is wrong and where.
+    """
+    path = Path(reference)
+    if not path.exists():
+        left, plus, right = str(reference).partition("+")
+        if plus and Path(left).exists() and Path(right).exists():
+            return open_checkpoint(right, base=left)
+        raise Refused("there is no such file or folder", where=path, hint=_near(path))
+    if path.is_dir():
+        return _open_folder(path, base)
+    if path.suffix == ".safetensors":
+        return safetensors.SafetensorsCheckpoint(path, [path])
+    if path.suffix == ".gguf":
+        from nett.core.checkpoint.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    if path.suffix in PICKLES:
+        from nett.core.checkpoint.pickle import PickleCheckpoint
+
+        return PickleCheckpoint(path, [path])
+    raise Refused(
+        f"files ending in {path.suffix or 'nothing'!r} are not checkpoints that nett reads",
+        where=path,
+        hint=f"It reads .safetensors, .gguf, {', '.join(PICKLES)}, Hugging Face folders and PEFT adapter folders.",
+    )
+
+
+def _open_folder(path: Path, base: str | Path | None) -> Checkpoint:
+    if (path / "adapter_config.json").is_file():
+        from nett.core.checkpoint.adapter import open_adapter
+
+        return open_adapter(path, base)
+    found = safetensors.open_folder(path)
+    if found is not None:
+        return found
+    from nett.core.checkpoint.pickle import open_pickle_folder
+
+    pickled = open_pickle_folder(path)
+    if pickled is not None:
+        return pickled
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return open_checkpoint(ggufs[0])
+    if ggufs:
+        raise Refused(f"holds {len(ggufs)} GGUF files", where=path, hint=f"Name one of them, for example {ggufs[0]}")
+    raise Refused("holds no checkpoint (*.safetensors, pytorch_model.bin, *.gguf, adapter_config.json)", where=path)
+
+
+def _near(path: Path) -> str | None:
+    import difflib
+
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {path.parent / near[0]}?" if near else None

@@ -1,0 +1,181 @@
+"""Outputs appear whole or not at all: written in a hidden folder beside, fsynced, renamed; and resumed after a kill.
+
+The journal is a file of JSON lines. Its first line is the key of the work (method, parameters, inputs): another
+key means other work, and what it left is thrown away. A torn last line, from a kill while it was written, is cut.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from nett.core.errors import NettError, Refused
+
+JOURNAL = "nett-journal.jsonl"
+
+
+def work_key(work: Mapping[str, Any]) -> str:
+    """A hash of everything that decides what the output will be."""
+    return hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_state(path: Path) -> list[Any]:
+    """What tells that an input is still the same file: path, size, modification time."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def check_target(out: Path, needed: int, *, overwrite: bool) -> None:
+    """Refuse, before any work, a target that exists, cannot be written or has no room."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise Refused("exists and is not a folder", where=out)
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise Refused("exists and is not empty", where=out, hint="Choose another --out, or add --overwrite.")
+    parent = out.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise Refused("is not a folder, so nothing can be written in it", where=parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise Refused("cannot be written by this user", where=parent, hint="Choose another --out, or mend the permissions.")
+    left = staging_path(out)
+    held = sum(f.stat().st_size for f in left.rglob("*") if f.is_file()) if left.is_dir() else 0
+    free = shutil.disk_usage(parent).free + held
+    if needed > free:
+        raise Refused(f"needs {needed:,} bytes of disk, but only {free:,} are free there", where=out)
+
+
+def staging_path(out: Path) -> Path:
+    """Where the output grows until it is whole."""
+    return out.absolute().parent / f".{out.name}.nett-partial"
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@final
+class Staging:
+    """The folder in which one output grows, its lock and its journal. Use :func:`staged`."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.out, self.path, self.key = out.absolute(), staging_path(out), key
+        self.entries: list[dict[str, Any]] = []
+        self._journal: int = -1
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an interrupted run of the same work left something to go on from."""
+        return bool(self.entries)
+
+    def open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._journal = os.open(self.path / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Refused(f"cannot be written: {error.strerror}", where=self.path) from error
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._journal)
+            self._journal = -1
+            raise Refused("another nett is writing this output right now", where=self.out) from error
+        lines = self._whole_lines()
+        if lines and lines[0].get("key") == self.key:
+            self.entries = lines[1:]
+            return
+        for leftover in self.path.iterdir():
+            if leftover.name != JOURNAL:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        os.ftruncate(self._journal, 0)
+        self._append({"key": self.key})
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        blob = b""
+        while block := os.pread(self._journal, 1 << 20, len(blob)):
+            blob += block
+        lines, good = [], 0
+        for line in blob.splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(entry, dict):
+                break
+            lines.append(entry)
+            good += len(line)
+        os.ftruncate(self._journal, good)
+        return lines
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        os.lseek(self._journal, 0, os.SEEK_END)
+        os.write(self._journal, line)
+        os.fdatasync(self._journal)
+
+    def record(self, **entry: Any) -> None:
+        """Add a line that survives a kill; call it only after what it speaks of is on disk."""
+        self.entries.append(entry)
+        self._append(entry)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """A small side file, synced."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def commit(self) -> None:
+        """Make the output appear under its name, whole."""
+        (self.path / JOURNAL).unlink()
+        for folder, _, _ in os.walk(self.path):
+            _sync_folder(Path(folder))
+        old = self.out.parent / f".{self.out.name}.nett-replaced"
+        if old.exists():
+            shutil.rmtree(old)
+        if self.out.is_dir() and any(self.out.iterdir()):
+            os.rename(self.out, old)
+        os.rename(self.path, self.out)
+        _sync_folder(self.out.parent)
+        if old.exists():
+            shutil.rmtree(old)
+
+    def close(self) -> None:
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+    def discard(self) -> None:
+        """Remove everything: the work was refused."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextmanager
+def staged(out: Path, key: str) -> Iterator[Staging]:
+    """A staging folder, locked. Refusals leave nothing behind; other failures leave what a rerun resumes from."""
+    staging = Staging(out, key)
+    staging.open()
+    try:
+        yield staging
+    except Refused:
+        staging.discard()
+        raise
+    except OSError as error:
+        raise NettError(
+            f"{error.strerror or error}", where=error.filename or out, hint="Run the same command again to resume."
+        ) from error
+    finally:
+        staging.close()

@@ -1,0 +1,40 @@
+"""Dropping random entries of task vectors and rescaling what stays: the first half of DARE."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from nett.core.dtypes import Array
+from nett.core.passes import Total, Uniform
+
+Rescale = Literal["inverse-density", "l1", "none"]
+
+
+def drop_and_rescale(
+    deltas: Sequence[Array], densities: Sequence[float], *, rescale: Rescale, seed: int
+) -> Generator[Sequence[Any], list[Any], list[Array]]:
+    """Keep each entry with probability ``density``; which ones depends on seed, model and position only.
+
+    ``inverse-density`` multiplies by 1/density (DARE, equation 2); ``l1`` by the ratio of the tensor's L1 norms
+    before and after, as mergekit does; ``none`` leaves the kept entries as they are.
+    """
+    draws = yield [Uniform(d.size, seed, stream) for stream, d in enumerate(deltas)]
+    kept = [
+        d if density >= 1 else d * (draw < density) for d, draw, density in zip(deltas, draws, densities, strict=True)
+    ]
+    if rescale == "inverse-density":
+        return [k * k.dtype.type(1 / p) if 0 < p < 1 else k for k, p in zip(kept, densities, strict=True)]
+    if rescale == "l1":
+        parts = {}
+        for i, (delta, k) in enumerate(zip(deltas, kept, strict=True)):
+            parts[f"before{i}"] = float(np.abs(delta).sum(dtype=np.float64))
+            parts[f"after{i}"] = float(np.abs(k).sum(dtype=np.float64))
+        (sums,) = yield [Total(parts)]
+        for i, p in enumerate(densities):
+            before, after = sums[f"before{i}"], sums[f"after{i}"]
+            if p < 1 and before >= 1e-7 and after >= 1e-7:
+                kept[i] = kept[i] * kept[i].dtype.type(before / after)
+    return kept

@@ -1,0 +1,59 @@
+"""The one shape of this room's methods, and its laws.
+
+A merge is a pure kernel ``method(base, tuned, *, parameters) -> merged`` (without ``base`` where it needs none).
+``base`` is an array, ``tuned`` a sequence of arrays of the same shape, in the order given. Kernels of grain
+``stream`` see flat float32 (or float64) chunks; of grain ``tensor``, whole tensors. A kernel that must know
+something of the whole tensor or model yields asks (:mod:`nett.core.passes`).
+
+What it returns is one array, or a mapping from the names in the card's ``outputs`` to arrays: ``name`` holds one
+array, ``name*`` a list with one for each model. Boolean arrays are stored as packed bits. ``restore`` names a
+function of the same file, ``(base, <output>, …) -> array``, which rebuilds the model that its ``name*`` belongs to.
+
+Parameters typed ``float | Sequence[float]`` take one value or one for each model. Laws (run by the conformance
+suite over every card): with the card's ``identity`` parameters and one fine-tune, the result is that fine-tune;
+``symmetric`` methods do not depend on the order of the models; inputs are not written to; the same seed gives the
+same bits; chunks of any size give what whole arrays give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nett.core.dtypes import Array
+from nett.core.errors import UsageError
+
+Weights = float | Sequence[float]
+
+
+def for_each(value: Weights, count: int, name: str) -> list[float]:
+    """One value a model: a single number is repeated, a list must have ``count`` entries."""
+    if isinstance(value, int | float):
+        return [float(value)] * count
+    values = [float(v) for v in value]
+    if len(values) != count:
+        raise UsageError(f"{name} has {len(values)} values for {count} models", hint="Give one value, or one a model.")
+    return values
+
+
+def weighted(array: Array, weight: float) -> Array:
+    """``array * weight`` in the array's own precision, and the array itself for weight 1."""
+    if weight == 1.0:
+        return array
+    return np.multiply(array, array.dtype.type(weight))
+
+
+def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Sum of weight * array, in order."""
+    total: Any = arrays[0] * arrays[0].dtype.type(weights[0])
+    for array, weight in zip(arrays[1:], weights[1:], strict=True):
+        total += weighted(array, weight)
+    return np.asarray(total)
+
+
+def share(weights: Sequence[float]) -> float:
+    """The sum of the weights as a divisor: 1 where it vanishes."""
+    total = sum(weights)
+    return total if abs(total) >= 1e-8 else 1.0
