@@ -12,6 +12,7 @@ from nett.core.dtypes import Array
 from nett.core.errors import UsageError
 from nett.core.passes import Total
 from nett.core.registry import Between, method
+from nett.core.sums import dot
 
 COLLINEAR = 0.9995  # beyond this cosine the arc is a line for any practical purpose, and sin(theta) too small
 
@@ -38,8 +39,8 @@ def slerp(
     if len(tuned) != 1:
         raise UsageError(f"slerp goes from the base to one model, but {len(tuned)} were given")
     (other,) = tuned
+    (sums,) = yield [Total({"aa": dot(base, base), "bb": dot(other, other), "ab": dot(base, other)})]
     a, b = base.astype(np.float64), other.astype(np.float64)
-    (sums,) = yield [Total({"aa": float(a @ a), "bb": float(b @ b), "ab": float(a @ b)})]
     size_a, size_b = math.sqrt(sums["aa"]), math.sqrt(sums["bb"])
     cosine = sums["ab"] / ((size_a if size_a > 1e-8 else 1.0) * (size_b if size_b > 1e-8 else 1.0))
     cosine = max(-1.0, min(1.0, cosine))

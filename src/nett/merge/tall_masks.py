@@ -15,7 +15,7 @@ from nett.merge.protocol import for_each
     papers=["P04"],
     title="TALL-masks",
     needs=["base"],
-    outputs=["multi_task_vector", "mask*"],
+    outputs=["multi_task_vector", "mask*:bits"],
     restore="unmask",
 )
 def tall_masks(

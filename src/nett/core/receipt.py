@@ -1,0 +1,153 @@
+"""The receipt: what was done, from what, to what, and what it cost. ``nett.json`` in every output."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import resource
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import nett
+from nett.core.checkpoint.base import Checkpoint
+from nett.core.edge import Edge
+from nett.core.errors import ProofFailed, Refused
+from nett.core.registry import Card
+
+NAME = "nett.json"
+PAGE = "nett.html"
+SCHEMA = 1
+_BLOCK = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        block = memoryview(bytearray(_BLOCK))
+        while got := file.readinto(block):
+            digest.update(block[:got])
+    return digest.hexdigest()
+
+
+@final
+class InputHashes:
+    """Hashes of the input files, computed beside the work: that thread's reading is the work's read-ahead."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(dict.fromkeys(files))
+        self._found: dict[Path, str] = {}
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for file in self._files:
+                self._found[file] = file_sha256(file)
+        except BaseException as error:
+            self._failed = error
+
+    def result(self) -> dict[Path, str]:
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        return self._found
+
+
+def input_record(checkpoint: Checkpoint, role: str, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """How a receipt speaks of one input."""
+    return {
+        "name": checkpoint.name,
+        "role": role,
+        "path": str(checkpoint.path.resolve()),
+        "format": checkpoint.format,
+        "bytes": checkpoint.nbytes,
+        "files": [
+            {"path": str(f.resolve()), "bytes": f.stat().st_size, "sha256": hashes[f]} for f in checkpoint.files
+        ],
+    }
+
+
+def new_receipt(
+    card: Card,
+    *,
+    parameters: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    edges: Sequence[Edge],
+    checks: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Any],
+    seconds: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """A receipt as a plain dictionary, ready for JSON."""
+    return {
+        "nett": nett.__version__,
+        "schema": SCHEMA,
+        "room": card.room,
+        "method": card.name,
+        "title": card.title,
+        "papers": list(card.papers),
+        "guarantee": card.guarantee,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parameters": dict(parameters),
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "bytes_before": sum(i["bytes"] for i in inputs),
+        "bytes_after": sum(o["bytes"] for o in outputs),
+        "figures": dict(figures),
+        "edges": [e.as_json() for e in edges],
+        "checks": list(checks),
+        "proof": "kept" if all(c["ok"] for c in checks) else "failed",
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **more,
+    }
+
+
+def as_bytes(receipt: Mapping[str, Any]) -> bytes:
+    return (json.dumps(receipt, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def read_receipt(folder: Path) -> dict[str, Any]:
+    """The receipt that an output carries; Refused where there is none or it is of a newer kind."""
+    file = folder / NAME
+    if not file.is_file():
+        raise Refused("carries no receipt (nett.json), so it was not written by nett", where=folder)
+    try:
+        receipt = json.loads(file.read_text(encoding="utf-8"))
+        schema, _ = receipt["schema"], receipt["outputs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProofFailed(f"is not a receipt: {error}", where=file) from error
+    if schema != SCHEMA:
+        raise Refused(f"has receipt version {schema}; this nett reads version {SCHEMA}", where=file)
+    return receipt  # type: ignore[no-any-return]
+
+
+def check_files(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every output file still has the size and the hash of the receipt, and no weights were added."""
+    checks = []
+    named = {o["path"] for o in receipt["outputs"]}
+    for output in receipt["outputs"]:
+        file = folder / output["path"]
+        if ".." in Path(output["path"]).parts or Path(output["path"]).is_absolute():
+            raise ProofFailed(f"names the output {output['path']!r}, which leaves the folder", where=folder / NAME)
+        if not file.is_file():
+            ok, detail = False, "is missing"
+        elif file.stat().st_size != output["bytes"]:
+            ok, detail = False, f"has {file.stat().st_size} bytes, the receipt says {output['bytes']}"
+        else:
+            ok = file_sha256(file) == output["sha256"]
+            detail = "sha256 equal" if ok else "sha256 differs: the file was changed"
+        checks.append({"name": f"file {output['path']}", "ok": ok, "detail": detail})
+    for file in sorted(folder.rglob("*.safetensors")):
+        name = str(file.relative_to(folder))
+        if name not in named:
+            checks.append({"name": f"file {name}", "ok": False, "detail": "is not in the receipt"})
+    return checks

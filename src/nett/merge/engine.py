@@ -1,0 +1,375 @@
+"""The merge room's engine: plan from headers, survey, stream, write, look after, receipt."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import nett
+from nett.core import receipt as receipts
+from nett.core.aftercare import check_config, speak
+from nett.core.checkpoint import Checkpoint, open_checkpoint
+from nett.core.checkpoint.writer import byte_size
+from nett.core.dtypes import dtype_named
+from nett.core.edge import Edge
+from nett.core.errors import NettError, ProofFailed, UsageError
+from nett.core.progress import report
+from nett.core.registry import Between, Card
+from nett.core.runner import Pool, thread_count
+from nett.core.sidefiles import side_files, with_dtype
+from nett.core.sink import Sink
+from nett.core.staging import Staging, check_target, file_state, staged, work_key
+from nett.merge.job import CHUNK, Job, labels_of, plan_tensors
+from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces
+from nett.merge.stream import SMALL, Stream
+
+MARK_BYTES = 64 << 20  # how much may have to be done again after a kill
+
+
+def run(
+    card: Card,
+    assets: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    out: Path,
+    base: Path | None = None,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    threads: Annotated[int, Between(0, 64)] = 0,
+    speak: bool = True,
+    eval: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Merge the models ``assets`` with a method and write the result to ``out``. Returns the receipt.
+
+    Args:
+        out: folder to write; appears when it is whole.
+        base: the model that the others were tuned from; BASE+ADAPTER applies a PEFT adapter.
+        dtype: element type of the output (float32, bfloat16, float16, …); that of the base by default.
+        shard_size: largest size of an output file.
+        threads: how many threads work; 0 for all that this process may use. The result does not depend on it.
+        speak: afterwards load the result in a process of its own and compare its perplexity with the inputs'.
+        eval: command that judges a model, for parameters set to auto: {model} becomes a path, {task} a name; the
+            last line it prints is a number, larger is better.
+        overwrite: replace the folder out if it exists.
+        dry_run: say what would be done and what it would take, and do nothing.
+    """
+    parameters = card.resolve(given)
+    if "auto" in parameters.values():
+        from nett.merge.tuning import tuned_parameters
+
+        parameters = tuned_parameters(
+            card, assets, parameters, command=eval, base=base, out=out, dtype=dtype, threads=threads
+        )
+    opened: list[Checkpoint] = []
+    try:
+        job = plan(card, assets, parameters, base=base, dtype=dtype, opened=opened)
+        return execute(
+            job,
+            out=out,
+            shard_size=shard_size,
+            threads=threads,
+            speak_check=speak,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+    finally:
+        for checkpoint in opened:
+            checkpoint.close()
+
+
+def plan(
+    card: Card,
+    assets: Sequence[str],
+    parameters: Mapping[str, Any],
+    *,
+    base: Path | str | None,
+    dtype: str | None,
+    opened: list[Checkpoint],
+) -> Job:
+    """The job of a command line: every model read from its headers, every tensor lined up."""
+    if not assets:
+        raise UsageError("name at least one model", where=card.key, hint=f"nett merge {card.name} --help")
+    if "base" in card.needs and base is None:
+        raise UsageError("needs the model that the others were tuned from", where=card.key, hint="Add --base MODEL.")
+    models = [open_checkpoint(a, base=base) for a in assets]
+    opened += models
+    ground = open_checkpoint(base) if base is not None else None
+    opened += [ground] if ground is not None else []
+    used = ground if "base" in card.operands else None
+    count = (card.mergekit or {}).get("models")
+    if count is not None and len(models) != count:
+        raise UsageError(f"takes {count} model(s), but {len(models)} were given", where=card.key)
+    for name, value in parameters.items():
+        if isinstance(value, list) and len(value) != len(models):
+            raise UsageError(f"{name} has {len(value)} values for {len(models)} models", where=card.key)
+    tasks, notes = plan_tensors(
+        card, used, models, lambda _: dict(parameters), dtype_named(dtype) if dtype is not None else None
+    )
+    return Job(card, used, tuple(models), labels_of(models), parameters, tasks, notes=tuple(notes))
+
+
+def execute(
+    job: Job,
+    *,
+    out: Path,
+    shard_size: str = "5GB",
+    threads: int = 0,
+    speak_check: bool = True,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Carry a job out. Raises ProofFailed, after writing, if the result fails a check."""
+    files = file_plan(job, byte_size(shard_size))
+    needed = sum(f.nbytes for f in files)
+    check_target(out, needed, overwrite=overwrite)
+    figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
+    if dry_run:
+        return {"plan": figures, "files": [{"path": f.name, "bytes": f.nbytes} for f in files], "notes": list(job.notes)}
+    for note in job.notes:
+        report.say(note)
+    key = work_key(
+        {
+            "nett": nett.__version__,
+            "method": job.card.key,
+            "parameters": job.parameters,
+            "recipe": job.recipe,
+            "shard_size": shard_size,
+            "inputs": [file_state(f) for c in job.checkpoints for f in c.files],
+            "tensors": [(t.name, t.dtype.name, t.parameters) for t in job.tasks],
+        }
+    )
+    began = time.monotonic()
+    with staged(out, key) as staging:
+        hashes = receipts.InputHashes([f for c in job.checkpoints for f in c.files])
+        outputs, found = _write(job, files, staging, thread_count(threads))
+        outputs += _write_side_files(job, staging)
+        report.end()
+        receipt = _receipt(job, outputs, found, hashes.result(), began, out)
+        _look_after(job, staging, receipt, speak_check)
+        receipt["seconds"] = round(time.monotonic() - began, 3)
+        staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
+        from nett.core.report import receipt_page
+
+        receipt_page(receipt).write(staging.path / receipts.PAGE)
+        staging.commit()
+    if receipt["proof"] == "failed":
+        wrong = next(c for c in receipt["checks"] if not c["ok"])
+        raise ProofFailed(
+            f"was written, but the check '{wrong['name']}' failed: {wrong['detail']}",
+            where=out,
+            hint=f"See {out / receipts.PAGE}. Do not use this model before you know why.",
+        )
+    return receipt
+
+
+def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
+    """What the work will take: bytes read and written, peak memory, from headers alone."""
+    largest = max((t.size for t in job.tasks if not t.flat), default=CHUNK)
+    models = len(job.tuned) + 1
+    per_thread = largest * 4 * (3 * models + 4)
+    waiting = SMALL * 4 * 2 * threads
+    return {
+        "method": job.card.key,
+        "models": len(job.tuned),
+        "tensors": len(job.tasks),
+        "parameters": sum(t.size for t in job.tasks),
+        "bytes_read": sum(c.nbytes for c in job.checkpoints),
+        "bytes_written": files_bytes,
+        "peak_memory_bytes": 150_000_000 + threads * per_thread + waiting,
+    }
+
+
+def _write(
+    job: Job, files: Sequence[Any], staging: Staging, threads: int
+) -> tuple[list[dict[str, Any]], Figures]:
+    """Survey and write all tensors, going on from the journal. Returns the output records and the figures."""
+    pool = Pool(threads)
+    stream = Stream(job, pool, report.step)
+    figures, first, marks = Figures(), 0, None
+    for entry in staging.entries:
+        if "known" in entry:
+            stream.model_known = {(level, i): (known, done) for level, i, known, done in entry["known"]}
+        if "task" in entry:
+            first, marks = entry["task"], entry["files"]
+            figures = Figures(**entry["figures"])
+    if staging.resumed:
+        report.say(f"resuming at tensor {first} of {len(job.tasks)}")
+    restore = getattr(importlib.import_module(job.card.module), job.card.restore) if job.card.restore else None
+
+    def journal_known() -> None:
+        staging.record(known=[[level, i, known, done] for (level, i), (known, done) in stream.model_known.items()])
+        report.begin("reading again", sum(c.nbytes for c in job.checkpoints))
+
+    sink = Sink(staging.path, files, marks)
+    try:
+        report.begin("reading", sum(c.nbytes for c in job.checkpoints))
+        tensors = stream.survey_model(journal_known)
+        report.begin("merging", sum(f.nbytes for f in files))
+        unsynced = 0
+        position = first
+        for task, index, made in stream.results(tensors, first, finisher(job, restore)):
+            figures.add(task.name, made.of_tensor, made.of_models)
+            for stem, data in pieces(job, task, made):
+                sink.write(stem, data)
+                unsynced += data.nbytes
+                report.step(data.nbytes)
+            if index == task.chunks - 1:
+                position += 1
+                tensors.pop(task.name, None)
+                if unsynced >= MARK_BYTES:
+                    staging.record(task=position, files=sink.sync(), figures=vars(figures))
+                    unsynced = 0
+        written = sink.finish()
+        staging.record(task=position, files=sink.sync(), figures=vars(figures))
+        for name, content in sink.indexes().items():
+            staging.write_file(name, content)
+            written.append({"path": name, "bytes": len(content), "sha256": _sha256(content)})
+        return written, figures
+    finally:
+        sink.close()
+        pool.close()
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
+    """Config and tokenizer of the donor; for outputs that hold several tasks, what each task has of its own."""
+    if job.donor.config() is None:
+        return []
+    common = side_files(job.donor.folder)
+    found: dict[str, bytes] = {}
+    if any(o.name == "model" for o in outputs_of(job.card)):
+        types = {t.dtype for t in job.tasks if not t.copied}
+        changed = len(types) == 1 and any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
+        for name, content in common.items():
+            found[name] = with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content
+    else:
+        for label, model in zip(job.labels, job.tuned, strict=True):
+            if model.config() is not None:
+                for name, content in side_files(model.folder).items():
+                    if common.get(name) != content:
+                        found[f"tasks/{label}/{name}"] = content
+    records = []
+    for name, content in found.items():
+        staging.write_file(name, content)
+        records.append({"path": name, "bytes": len(content), "sha256": _sha256(content)})
+    return records
+
+
+def _receipt(
+    job: Job, outputs: list[dict[str, Any]], figures: Figures, hashes: Mapping[Path, str], began: float, out: Path
+) -> dict[str, Any]:
+    roles = [("base", job.base)] if job.base is not None else []
+    inputs = [receipts.input_record(c, role, hashes) for role, c in roles if c is not None]
+    for label, model in zip(job.labels, job.tuned, strict=True):
+        inputs.append(receipts.input_record(model, "model", hashes) | {"name": label})
+    rows = model_figures(figures, outputs_of(job.card))
+    seconds = time.monotonic() - began
+    tensors = [
+        {"name": n, "relative_change": (s["distance"] / s["size"]) ** 0.5 if s.get("size") else 0.0}
+        for n, s in figures.tensors.items()
+        if "distance" in s
+    ]
+    size = sum(s.get("size", 0.0) for s in figures.tensors.values())
+    moved = {"relative_change": (sum(s.get("distance", 0.0) for s in figures.tensors.values()) / size) ** 0.5} if size else {}
+    return receipts.new_receipt(
+        job.card,
+        parameters=job.parameters,
+        inputs=inputs,
+        outputs=outputs,
+        edges=_edges(job, inputs, outputs, rows, seconds, out),
+        checks=[{"name": "finite", "ok": True, "detail": "no NaN or infinity in any input or output tensor"}],
+        figures=moved | {"tensors": len(job.tasks), "parameters": sum(t.size for t in job.tasks)},
+        seconds=seconds,
+        tasks=rows,
+        tensors=tensors,
+        notes=list(job.notes),
+        **({"recipe": job.recipe} if job.recipe else {}),
+    )
+
+
+def _edges(
+    job: Job,
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    seconds: float,
+    out: Path,
+) -> list[Edge]:
+    """The merged model from its inputs; or, where tasks can be rebuilt, each task from base and output."""
+    size = sum(o["bytes"] for o in outputs)
+    models = [i for i in inputs if i["role"] == "model"]
+    if not job.card.restore:
+        freed = max(0, sum(i["bytes"] for i in models) - size)
+        sources = tuple(i["path"] for i in inputs)
+        return [Edge("merge", str(out.absolute()), sources, job.card.key, freed, round(seconds, 3), None, "measured")]
+    share = size // max(1, len(models))
+    ground = [i["path"] for i in inputs if i["role"] == "base"]
+    return [
+        Edge(
+            "task_of_multi_task_vector",
+            model["path"],
+            (*ground, str(out.absolute())),
+            job.card.key,
+            max(0, model["bytes"] - share),
+            round(seconds / len(models), 3),
+            row["relative_l2"],
+            "measured",
+            f"nett restore {shlex.quote(str(out))} --task {shlex.quote(model['name'])} --out DIR",
+        )
+        for model, row in zip(models, rows, strict=True)
+    ]
+
+
+def _look_after(job: Job, staging: Staging, receipt: dict[str, Any], speak_check: bool) -> None:
+    """Check the written model in its staging folder; the findings go into the receipt."""
+    if not any(o.name == "model" for o in outputs_of(job.card)):
+        return
+    with open_checkpoint(staging.path) as written:
+        receipt["checks"] += check_config(written)
+    if speak_check:
+        report.say("loading the result and its inputs to hear them speak (--no-speak leaves this out)")
+        inputs = [c.path for c in job.checkpoints if c.path.is_dir() and c.format == "safetensors"]
+        checks, rows = speak(staging.path, inputs)
+        receipt["checks"] += checks
+        names = ["merged", *(c.name for c in job.checkpoints if c.path in inputs)]
+        receipt["quality"] = [
+            {"model": n, "text": "built-in", "perplexity": r.get("perplexity"), "says": r.get("says")}
+            for n, r in zip(names, rows, strict=False)
+        ]
+        for check in checks:
+            report.say(f"{check['name']}: {check['detail']}")
+    receipt["proof"] = "kept" if all(c["ok"] for c in receipt["checks"]) else "failed"
+
+
+def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Undo a merge, as far as it can be undone; see :mod:`nett.merge.restoring`."""
+    from nett.merge.restoring import restore_task
+
+    return restore_task(folder, receipt, **options)
+
+
+def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:
+    """Walk the receipt's edges again; see :mod:`nett.merge.verifying`."""
+    from nett.merge.verifying import verify_merge
+
+    return verify_merge(folder, receipt, **options)
+
+
+def recipe(file: Path, **options: Any) -> dict[str, Any]:
+    """Run a mergekit recipe; see :mod:`nett.merge.recipe`."""
+    from nett.merge.recipe import run_recipe
+
+    if not isinstance(file, Path):
+        raise NettError("a recipe is a file")
+    return run_recipe(file, **options)

@@ -1,0 +1,177 @@
+"""What is to be merged, decided from headers alone: which tensor from which, with which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from nett.core.checkpoint import Checkpoint, TensorInfo
+from nett.core.dtypes import Dtype
+from nett.core.errors import Refused
+from nett.core.registry import Card
+
+CHUNK = 1 << 17  # elements: a handful of float32 chunks stay in a core's cache
+
+Resolver = Callable[[str], dict[str, Any]]
+
+
+@final
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of one input: where the kernel's arrays come from."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.checkpoint.tensors[self.name]
+
+
+@final
+@dataclass(frozen=True)
+class TensorTask:
+    """One output tensor. ``copied`` tensors (integers, booleans) are taken from the first operand unchanged."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Dtype
+    base: Operand | None
+    tuned: tuple[Operand, ...]
+    parameters: Mapping[str, Any]
+    copied: bool
+    first_chunk: int
+    size: int
+    flat: bool = True
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (*((self.base,) if self.base else ()), *self.tuned)
+
+    @property
+    def chunks(self) -> int:
+        return 1 if not self.flat else max(1, -(-self.size // CHUNK))
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        if not self.flat:
+            return 0, self.size
+        return index * CHUNK, min(self.size, (index + 1) * CHUNK)
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """A merge, planned: everything that decides the output's bytes."""
+
+    card: Card
+    base: Checkpoint | None
+    tuned: tuple[Checkpoint, ...]
+    labels: tuple[str, ...]  # what the tuned models are called
+    parameters: Mapping[str, Any]  # as the receipt shows them
+    tasks: tuple[TensorTask, ...]
+    cast: Dtype | None = None  # inputs are rounded to this type first (recipes: `dtype`)
+    recipe: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        found = [*((self.base,) if self.base else ()), *self.tuned]
+        return tuple({id(c): c for c in found}.values())
+
+    @property
+    def donor(self) -> Checkpoint:
+        """Who gives config and tokenizer: the base, else the first model."""
+        return self.base if self.base is not None else self.tuned[0]
+
+
+def labels_of(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """The models' names, made distinct: by the parent folder first, by a number at last."""
+    names = [c.name for c in checkpoints]
+    if len(set(names)) < len(names):
+        names = [f"{c.path.resolve().parent.name}.{c.name}" if names.count(c.name) > 1 else c.name for c in checkpoints]
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return tuple(distinct)
+
+
+def _missing(name: str, holder: Checkpoint, other: Checkpoint) -> Refused:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(other.tensors), n=1, cutoff=0.8)
+    return Refused(
+        f"has no tensor {name!r}, which {holder.path} has" + (f" (nearest: {near[0]!r})" if near else ""),
+        where=other.path,
+        hint="Models that are merged must have the same architecture. nett diff shows all differences.",
+    )
+
+
+def operand(checkpoint: Checkpoint, name: str, holder: Checkpoint) -> Operand:
+    """``name`` in a checkpoint; an output layer that is tied to the embeddings is found there."""
+    if name in checkpoint.tensors:
+        return Operand(checkpoint, name)
+    config = checkpoint.config() or {}
+    if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+        tied = next((n for n in checkpoint.tensors if n.endswith("embed_tokens.weight")), None)
+        if tied is not None:
+            return Operand(checkpoint, tied)
+    raise _missing(name, holder, checkpoint)
+
+
+def plan_tensors(
+    card: Card, base: Checkpoint | None, tuned: Sequence[Checkpoint], resolve: Resolver, out_dtype: Dtype | None
+) -> tuple[tuple[TensorTask, ...], list[str]]:
+    """Line up the tensors of all models by name and shape; Refused at the first that does not fit.
+
+    Output order is by name. The output type is ``out_dtype``, else that of the base or the first model.
+    """
+    models = [*([base] if base is not None else []), *tuned]
+    names: dict[str, Checkpoint] = {}
+    for model in models:
+        for name in model.tensors:
+            names.setdefault(name, model)
+    tasks, notes, chunk = [], [], 0
+    for name in sorted(names):
+        found = [operand(model, name, names[name]) for model in models]
+        first = found[0].info
+        for other in found[1:]:
+            if other.info.shape != first.shape:
+                raise Refused(
+                    f"tensor {name!r} has shape {list(other.info.shape)}, but {list(first.shape)} in {models[0].path}",
+                    where=other.checkpoint.path,
+                    hint=_shape_hint(name),
+                )
+            if other.info.dtype.is_float != first.dtype.is_float:
+                raise Refused(
+                    f"tensor {name!r} is {other.info.dtype.name}, but {first.dtype.name} in {models[0].path}",
+                    where=other.checkpoint.path,
+                )
+        copied = not first.dtype.is_float
+        if copied:
+            notes.append(f"{name} ({first.dtype.name}) is copied from {models[0].path}")
+        task = TensorTask(
+            name=name,
+            shape=first.shape,
+            dtype=first.dtype if copied or out_dtype is None else out_dtype,
+            base=found[0] if base is not None else None,
+            tuned=tuple(found[1:] if base is not None else found),
+            parameters={} if copied else resolve(name),
+            copied=copied,
+            first_chunk=chunk,
+            size=first.size,
+            flat=card.flat or copied,
+        )
+        chunk += task.chunks
+        tasks.append(task)
+    if not any(not t.copied for t in tasks):
+        raise Refused("holds no floating-point tensor, so there is nothing to merge", where=models[0].path)
+    return tuple(tasks), notes
+
+
+def _shape_hint(name: str) -> str:
+    if "embed" in name or "lm_head" in name:
+        return "The vocabularies differ in size; bring the models to one tokenizer first."
+    return "Only models of one architecture and size can be merged."

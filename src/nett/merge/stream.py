@@ -1,0 +1,238 @@
+"""Running a kernel over all chunks of all tensors: survey what it asks for, then apply it, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.dtypes import Array, decode, encode
+from nett.core.errors import NettError, Refused
+from nett.core.jit import jit
+from nett.core.passes import Ask, Chunk, Waiting, advance
+from nett.core.runner import Pool
+from nett.merge.job import CHUNK, Job, Operand, TensorTask
+
+SMALL = 16 * CHUNK  # tensors up to here are one thread's work from survey to result
+
+Known = dict[tuple[int, int], tuple[Any, bool]]
+
+
+@jit
+def _non_finite(bits: Array, exponent: Any) -> int:
+    found = 0
+    for i in range(bits.size):
+        found += np.int64((bits[i] & exponent) == exponent)
+    return found
+
+
+def count_non_finite(values: Array) -> int:
+    """How many NaN or infinite values."""
+    if values.dtype == np.float64:
+        return int(_non_finite(values.ravel().view(np.uint64), np.uint64(0x7FF << 52)))
+    return int(_non_finite(values.ravel().view(np.uint32), np.uint32(0xFF << 23)))
+
+
+@final
+class Stream:
+    """One job's passes. ``model_known`` holds what is settled over the whole model, and can be journalled."""
+
+    def __init__(self, job: Job, pool: Pool, on_bytes: Callable[[int], None]) -> None:
+        self.job, self.pool, self.on_bytes = job, pool, on_bytes
+        self.kernel = job.card.kernel()
+        self.model_known: Known = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _values(self, operand: Operand, task: TensorTask, start: int, stop: int) -> Array:
+        values = operand.checkpoint.values(operand.name, start, stop)
+        if self.job.cast is not None:
+            values = decode(encode(values, self.job.cast), self.job.cast)
+        if values.dtype != np.float64:
+            values = values.astype(np.float32, copy=False)
+        if count_non_finite(values):
+            at = start + int(np.flatnonzero(~np.isfinite(values))[0])
+            raise Refused(
+                f"tensor {operand.name!r} holds NaN or infinity (first at element {at:,} of {task.size:,})",
+                where=operand.checkpoint.path,
+                hint="Merging would spread it. Mend or leave out this model.",
+            )
+        return values if task.flat else values.reshape(task.shape)
+
+    def _operands(self, task: TensorTask, start: int, stop: int) -> list[Any]:
+        tuned = [self._values(o, task, start, stop) for o in task.tuned]
+        if task.base is None:
+            return [tuned]
+        base = self._values(task.base, task, start, stop)
+        if base.dtype == np.float64 or any(t.dtype == np.float64 for t in tuned):
+            base, tuned = base.astype(np.float64), [t.astype(np.float64) for t in tuned]
+        return [base, tuned]
+
+    # -- the kernel over one chunk ------------------------------------------------------------------------------
+
+    def _advance(self, task: TensorTask, index: int, known: Known) -> tuple[Any, list[Any]]:
+        start, stop = task.bounds(index)
+        operands = self._operands(task, start, stop)
+
+        def told(level: int, asks: Sequence[Ask]) -> list[Any] | None:
+            answers = []
+            for i, ask in enumerate(asks):
+                settled, done = self._known(ask, level, i, known)
+                if not done:
+                    return None
+                answers.append(ask.tell(settled, self._chunk(ask, task, index)))
+            return answers
+
+        return advance(self.kernel(*operands, **task.parameters), told), operands
+
+    def _known(self, ask: Ask, level: int, i: int, tensor: Known) -> tuple[Any, bool]:
+        store = self.model_known if ask.scope == "model" else tensor
+        if (level, i) in store:
+            return store[level, i]
+        foregone = ask.foregone()
+        return foregone, foregone is not None
+
+    def _chunk(self, ask: Ask, task: TensorTask, index: int) -> Chunk:
+        start, stop = task.bounds(index)
+        return Chunk(task.name, start, stop, task.first_chunk + index if ask.scope == "model" else index)
+
+    # -- surveys ------------------------------------------------------------------------------------------------
+
+    def _look(self, task: TensorTask, index: int, known: Known, seen: dict[Any, Any]) -> Waiting | None:
+        """Add one chunk to the accumulators of the first level it cannot pass; None if it passes all."""
+        state, _ = self._advance(task, index, known)
+        if not isinstance(state, Waiting):
+            return None
+        if len({ask.scope for ask in state.asks}) > 1:
+            raise NettError(f"{self.job.card.key} asks about tensor and model at once; yield them one after the other")
+        for i, ask in enumerate(state.asks):
+            settled, done = self._known(ask, state.level, i, known)
+            if not done:
+                key = (state.level, i)
+                seen[key] = ask.look(settled, seen.get(key), self._chunk(ask, task, index))
+        return state
+
+    def _settle(self, state: Waiting, seen: dict[Any, Any], store: Known) -> None:
+        for i, ask in enumerate(state.asks):
+            settled, done = self._known(ask, state.level, i, store)
+            if not done:
+                store[state.level, i] = ask.settle(settled, seen[state.level, i])
+
+    def _joined(self, state: Waiting, parts: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
+        joined: dict[Any, Any] = {}
+        for part in parts:
+            for key, seen in part.items():
+                joined[key] = state.asks[key[1]].join(joined[key], seen) if key in joined else seen
+        return joined
+
+    def survey_tensor(self, task: TensorTask, known: Known, *, parallel: bool) -> None:
+        """Settle every ask about this tensor, up to the result or to an ask about the model."""
+        while True:
+            by_thread: dict[int, dict[Any, Any]] = {}
+
+            def look(index: int, by_thread: dict[int, dict[Any, Any]] = by_thread) -> Waiting | None:
+                return self._look(task, index, known, by_thread.setdefault(threading.get_ident(), {}))
+
+            first = look(0)
+            if first is None or first.asks[0].scope == "model":
+                return
+            rest = range(1, task.chunks)
+            for _ in self.pool.ordered(look, rest) if parallel else map(look, rest):
+                pass
+            self._settle(first, self._joined(first, list(by_thread.values())), known)
+
+    def survey_model(self, on_round: Callable[[], None]) -> dict[str, Known]:
+        """Settle every ask about the whole model. Returns what was settled about tensors on the way."""
+        tensors: dict[str, Known] = {t.name: {} for t in self.job.tasks}
+        tasks = [t for t in self.job.tasks if not t.copied and t.size]
+        while tasks:
+            # The first tensor tells cheaply whether anything is asked, of tensors or of the model.
+            self.survey_tensor(tasks[0], tensors[tasks[0].name], parallel=True)
+            if not isinstance(self._advance(tasks[0], 0, tensors[tasks[0].name])[0], Waiting):
+                break
+            if tensors[tasks[0].name]:
+                for task in tasks[1:]:
+                    self.survey_tensor(task, tensors[task.name], parallel=True)
+            by_thread: dict[int, dict[Any, Any]] = {}
+            waiting: list[Waiting] = []
+
+            def look(
+                item: tuple[TensorTask, int, int],
+                by_thread: dict[int, dict[Any, Any]] = by_thread,
+                waiting: list[Waiting] = waiting,
+            ) -> int:
+                task, start, stop = item
+                seen = by_thread.setdefault(threading.get_ident(), {})
+                known = tensors[task.name]
+                for index in range(start, stop):
+                    state = self._look(task, index, known, seen)
+                    if state is not None and not waiting:
+                        waiting.append(state)
+                lo, hi = task.bounds(start)[0], task.bounds(stop - 1)[1]
+                return sum((hi - lo) * o.info.dtype.bytes for o in task.operands)
+
+            for done in self.pool.ordered(look, _runs(tasks)):
+                self.on_bytes(done)
+            self._settle(waiting[0], self._joined(waiting[0], list(by_thread.values())), self.model_known)
+            on_round()
+        return tensors
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def results(
+        self, tensors: dict[str, Known], first: int, finish: Callable[[TensorTask, int, Any, list[Any]], Any]
+    ) -> Iterator[tuple[TensorTask, int, Any]]:
+        """(task, chunk index, what ``finish`` made of the kernel's result) for all chunks in order.
+
+        ``finish(task, index, result, operands)`` runs in the worker threads.
+        """
+
+        def chunk(task: TensorTask, index: int, known: Known) -> Any:
+            if task.copied:
+                start, stop = task.bounds(index)
+                source = task.operands[0]
+                return finish(task, index, source.checkpoint.read(source.name, start, stop), [])
+            if task.size == 0:
+                return finish(task, index, np.empty(0, np.float32), [])
+            result, operands = self._advance(task, index, known)
+            if isinstance(result, Waiting):
+                raise NettError(f"{self.job.card.key} asks differently from chunk to chunk")
+            return finish(task, index, result, operands)
+
+        def whole(task: TensorTask) -> list[Any]:
+            known = tensors.setdefault(task.name, {})
+            if not task.copied and task.size:
+                self.survey_tensor(task, known, parallel=False)
+            return [chunk(task, index, known) for index in range(task.chunks)]
+
+        todo = self.job.tasks[first:]
+        at = 0
+        while at < len(todo):
+            end = at
+            while end < len(todo) and (todo[end].size <= SMALL or not todo[end].flat):
+                end += 1
+            for task, made in zip(todo[at:end], self.pool.ordered(whole, todo[at:end]), strict=True):
+                yield from ((task, index, one) for index, one in enumerate(made))
+            if end < len(todo):
+                task = todo[end]
+                known = tensors.setdefault(task.name, {})
+                if not task.copied:
+                    self.survey_tensor(task, known, parallel=True)
+
+                def one(index: int, task: TensorTask = task, known: Known = known) -> Any:
+                    return chunk(task, index, known)
+
+                for index, made_one in enumerate(self.pool.ordered(one, range(task.chunks))):
+                    yield task, index, made_one
+                end += 1
+            at = end
+
+
+def _runs(tasks: Sequence[TensorTask]) -> Iterator[tuple[TensorTask, int, int]]:
+    """Chunks in runs of one thread's work."""
+    for task in tasks:
+        step = SMALL // CHUNK if task.flat else 1
+        for start in range(0, task.chunks, step):
+            yield task, start, min(task.chunks, start + step)
