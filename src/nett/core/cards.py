@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 3
+_VERSION = 4
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 
@@ -42,11 +41,11 @@ def all_cards(package: Path = PACKAGE) -> list[Card]:
     return [Card.from_json(r) for entry in _index(package).values() for r in entry["cards"]]
 
 
-def room_options(room: str, package: Path = PACKAGE) -> tuple[Parameter, ...]:
-    """The options that a room's engine adds to each of its methods: keyword-only parameters of ``engine.run``."""
+def engine_options(room: str, function: str, package: Path = PACKAGE) -> tuple[Parameter, ...]:
+    """The keyword-only parameters of ``engine.run`` (options of each method of the room) or ``engine.recipe``."""
     for entry in _index(package).values():
-        if entry["room"] == room and entry["options"] is not None:
-            return Card.from_json(entry["options"]).parameters
+        if entry["room"] == room and function in entry["options"]:
+            return Card.from_json(entry["options"][function]).parameters
     return ()
 
 
@@ -93,6 +92,8 @@ def _index(package: Path) -> dict[str, Any]:
 
 
 def _write_atomically(place: Path, blob: bytes) -> bool:
+    import tempfile
+
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=place.parent, prefix=place.name)
@@ -107,7 +108,7 @@ def _write_atomically(place: Path, blob: bytes) -> bool:
 
 def _read_entry(room: str, file: Path, package: Path, blob: bytes, digest: str) -> dict[str, Any]:
     module = ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
-    cards, options = [], None
+    cards, options = [], {}
     tree = ast.parse(blob)
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef):
@@ -115,9 +116,10 @@ def _read_entry(room: str, file: Path, package: Path, blob: bytes, digest: str) 
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
                 cards.append(_card(room, module, file, node, decorator).as_json())
-        if file.name == "engine.py" and node.name == "run":
-            options = Card(
-                room, "run", module, "", (), "reduce", "stream", "measured", "", _parameters(node, file), ()
+        if file.name == "engine.py" and node.name in ("run", "recipe"):
+            parameters = _parameters(node, file)
+            options[node.name] = Card(
+                room, node.name, module, "", (), "reduce", "stream", "measured", "", parameters, ()
             ).as_json()
     return {"hash": digest, "room": room, "cards": cards, "options": options}
 

@@ -1,7 +1,12 @@
-"""numba's ``njit`` with our settings and a type that mypy keeps: GIL released, compiled code cached on disk."""
+"""numba's ``njit`` with our settings and a type that mypy keeps: GIL released, compiled code cached on disk.
+
+numba is imported when a kernel is first called and not before: it takes longer to import than scanning a small
+checkpoint does. A kernel must therefore not call another one.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -10,6 +15,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def jit(function: F) -> F:
     """Compile on first call; ``fastmath`` stays off, since the same bytes must come out everywhere."""
-    import numba
+    compiled: list[Any] = []
 
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if not compiled:
+            import numba
+
+            compiled.append(numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+        return compiled[0](*arguments)
+
+    return cast(F, call)

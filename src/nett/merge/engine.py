@@ -16,7 +16,7 @@ from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import dtype_named
 from nett.core.edge import Edge
-from nett.core.errors import NettError, ProofFailed, UsageError
+from nett.core.errors import ProofFailed, UsageError
 from nett.core.progress import report
 from nett.core.registry import Between, Card
 from nett.core.runner import Pool, thread_count
@@ -77,6 +77,7 @@ def run(
             speak_check=speak,
             overwrite=overwrite,
             dry_run=dry_run,
+            options={"shard_size": shard_size} | ({"dtype": dtype} if dtype is not None else {}),
         )
     finally:
         for checkpoint in opened:
@@ -123,8 +124,9 @@ def execute(
     speak_check: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Carry a job out. Raises ProofFailed, after writing, if the result fails a check."""
+    """Carry a job out. ``options`` is what a rerun must be given beside the parameters. Raises ProofFailed, after writing, if the result fails a check."""
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
     check_target(out, needed, overwrite=overwrite)
@@ -151,6 +153,7 @@ def execute(
         outputs += _write_side_files(job, staging)
         report.end()
         receipt = _receipt(job, outputs, found, hashes.result(), began, out)
+        receipt["options"] = dict(options) if options is not None else {"shard_size": shard_size}
         _look_after(job, staging, receipt, speak_check)
         receipt["seconds"] = round(time.monotonic() - began, 3)
         staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
@@ -366,10 +369,28 @@ def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dic
     return verify_merge(folder, receipt, **options)
 
 
-def recipe(file: Path, **options: Any) -> dict[str, Any]:
-    """Run a mergekit recipe; see :mod:`nett.merge.recipe`."""
+def recipe(
+    file: Path,
+    *,
+    out: Path,
+    shard_size: str = "5GB",
+    threads: Annotated[int, Between(0, 64)] = 0,
+    speak: bool = True,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Run a mergekit recipe and write the result to ``out``. Returns the receipt.
+
+    Args:
+        out: folder to write; appears when it is whole.
+        shard_size: largest size of an output file.
+        threads: how many threads work; 0 for all that this process may use. The result does not depend on it.
+        speak: afterwards load the result in a process of its own and compare its perplexity with the inputs'.
+        overwrite: replace the folder out if it exists.
+        dry_run: say what would be done and what it would take, and do nothing.
+    """
     from nett.merge.recipe import run_recipe
 
-    if not isinstance(file, Path):
-        raise NettError("a recipe is a file")
-    return run_recipe(file, **options)
+    return run_recipe(
+        file, out=out, shard_size=shard_size, threads=threads, speak=speak, overwrite=overwrite, dry_run=dry_run
+    )

@@ -1,0 +1,172 @@
+"""A room's commands, made from its cards: the method's signature is its options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any, final
+
+import click
+
+from nett.core.cards import all_cards, engine_options
+from nett.core.errors import UsageError, did_you_mean
+from nett.core.registry import Card, Parameter
+
+
+@final
+class MethodCommand(click.Command):
+    """A command that knows the card it was made from."""
+
+    card: Card | None = None
+
+
+def _option(parameter: Parameter) -> click.Option:
+    flag = "--" + parameter.name.replace("_", "-")
+    limits = parameter.range
+    about = [parameter.description.rstrip(".")]
+    if limits:
+        about.append(limits)
+    if parameter.many:
+        about.append("one value, or a,b,c for each model")
+    if parameter.grid:
+        about.append("or auto")
+    if parameter.default is not None and parameter.type != "bool":
+        about.append(f"default {parameter.default}")
+    text = "; ".join(a for a in about if a) + "."
+    if parameter.type == "bool":
+        names = [f"{flag}/--no-{flag[2:]}"] if parameter.default else [flag]
+        return click.Option(names, default=None, is_flag=True, help=text, show_default=False)
+    kind = {"path": "PATH", "float": "NUMBER", "int": "N", "choice": "WORD", "str": "TEXT"}[parameter.type]
+    return click.Option([flag], default=None, required=parameter.required, metavar=kind, help=text)
+
+
+def _typed(parameter: Parameter, value: Any, where: str) -> Any:
+    checked = parameter.check(value, where)
+    return Path(checked) if parameter.type == "path" and checked is not None else checked
+
+
+def _given(parameters: tuple[Parameter, ...], values: dict[str, Any], where: str) -> dict[str, Any]:
+    return {
+        p.name: _typed(p, values[p.name], where) for p in parameters if p.name in values and values[p.name] is not None
+    }
+
+
+def method_command(card: Card) -> click.Command:
+    """``nett ROOM METHOD ASSET… --options``."""
+    options = () if card.command else tuple(o for o in engine_options(card.room, "run") if o.name != "dry_run")
+    taken = {p.name for p in card.parameters}
+    options = tuple(o for o in options if o.name not in taken)
+
+    @click.pass_context
+    def call(ctx: click.Context, assets: tuple[str, ...], **values: Any) -> None:
+        given = _given(card.parameters, values, card.key)
+        if card.command:
+            _print(card.load()(list(assets), **card.resolve(given)))
+            return
+        engine = importlib.import_module(f"nett.{card.room}.engine")
+        common = _given(options, values, card.key)
+        result = engine.run(card, list(assets), given, dry_run=ctx.obj["dry_run"], **common)
+        _summary(result, common.get("out"))
+
+    command = MethodCommand(
+        card.name.replace("_", "-"),
+        callback=call,
+        params=[click.Argument(["assets"], nargs=-1, metavar="ASSET..."), *map(_option, (*card.parameters, *options))],
+        help=_help(card),
+        short_help=card.summary,
+    )
+    command.card = card
+    return command
+
+
+def recipe_command(room: str, file: str) -> click.Command:
+    """``nett ROOM RECIPE.yml --out DIR``."""
+    options = tuple(o for o in engine_options(room, "recipe") if o.name != "dry_run")
+
+    @click.pass_context
+    def call(ctx: click.Context, **values: Any) -> None:
+        engine = importlib.import_module(f"nett.{room}.engine")
+        common = _given(options, values, file)
+        _summary(engine.recipe(Path(file), dry_run=ctx.obj["dry_run"], **common), common.get("out"))
+
+    return click.Command(file, callback=call, params=[_option(o) for o in options], help=f"Run the recipe {file}.")
+
+
+def _help(card: Card) -> str:
+    parts = [card.summary]
+    for title in ("Formula", "When to use", "When not", "Cost", "Source"):
+        if title in card.sections:
+            parts.append(f"\b\n{title}: {card.sections[title]}" if title == "Formula" else f"{title}: {card.sections[title]}")
+    return "\n\n".join(parts)
+
+
+@final
+class Room(click.Group):
+    """A room: its introduction, its methods, and recipes where its engine runs them."""
+
+    def cards(self) -> dict[str, Card]:
+        return {c.name.replace("_", "-"): c for c in all_cards() if c.room == self.name}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(n for n, c in self.cards().items() if not c.hidden)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        assert self.name is not None
+        cards = self.cards()
+        if cmd_name.replace("_", "-") in cards:
+            return method_command(cards[cmd_name.replace("_", "-")])
+        if cmd_name.endswith((".yml", ".yaml")) and engine_options(self.name, "recipe"):
+            return recipe_command(self.name, cmd_name)
+        return None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        # Not click's own: a recipe's path must not be normalised, and the error should name what exists.
+        command = self.get_command(ctx, args[0])
+        if command is None:
+            names = [c.name for c in self.cards().values()]
+            raise UsageError(
+                f"no method of the room {self.name} is called {args[0]!r}.{did_you_mean(args[0].replace('-', '_'), names)}",
+                hint=f"See: nett list {self.name}",
+            )
+        return args[0], command, args[1:]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Methods"):
+            formatter.write_dl([(n, c.summary) for n, c in sorted(self.cards().items()) if not c.hidden])
+
+
+def room_group(room: str) -> click.Group:
+    """The group of a room, with its introduction as help."""
+    import ast
+
+    import nett
+
+    door = Path(nett.__file__).parent / room / "__init__.py"
+    introduction = inspect.cleandoc(ast.get_docstring(ast.parse(door.read_bytes())) or room)
+
+    def bare(ctx: click.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+
+    return Room(room, help=introduction, invoke_without_command=True, callback=click.pass_context(bare))
+
+
+def _print(result: Any) -> None:
+    click.echo(result if isinstance(result, str) else json.dumps(result, indent=2, default=str, ensure_ascii=False))
+
+
+def _summary(result: dict[str, Any], out: Any) -> None:
+    """What a person wants to know at the end."""
+    if "plan" in result:
+        _print(result)
+        return
+    click.echo(f"{out}: {result['room']}/{result['method']}, {result['bytes_after']:,} bytes, proof {result['proof']}")
+    for task in result.get("tasks") or []:
+        figures = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in task.items() if isinstance(v, float))
+        click.echo(f"  {task['name']}: {figures}")
+    if result.get("tasks"):
+        click.echo("Rebuilt tasks are approximate, at the distances above. Get one with:")
+        click.echo(f"  {result['edges'][0]['command']}" if result["edges"] else "")
+    click.echo(f"Receipt: {out}/nett.json   Report: {out}/nett.html   Check it: nett verify {out}")

@@ -1,0 +1,3 @@
+"""placeholder until the standing lands"""
+def standings() -> dict[str, str]:
+    return {}
