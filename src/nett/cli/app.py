@@ -82,7 +82,7 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.group(cls=Nett, context_settings=_NORMAL, invoke_without_command=True)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="The version.")
 @click.pass_context
-def top(ctx: click.Context, **_: Any) -> None:
+def top(ctx: click.Context, /, **_: Any) -> None:
     """Finds redundancy in machine-learning assets, removes it, and proves what the removal cost.
 
     Start with: nett scan PATH

@@ -60,7 +60,7 @@ def method_command(card: Card) -> click.Command:
     options = tuple(o for o in options if o.name not in taken)
 
     @click.pass_context
-    def call(ctx: click.Context, assets: tuple[str, ...], **values: Any) -> None:
+    def call(ctx: click.Context, /, assets: tuple[str, ...], **values: Any) -> None:
         given = _given(card.parameters, values, card.key)
         if card.command:
             _print(card.load()(list(assets), **card.resolve(given)))
@@ -73,7 +73,10 @@ def method_command(card: Card) -> click.Command:
     command = MethodCommand(
         card.name.replace("_", "-"),
         callback=call,
-        params=[click.Argument(["assets"], nargs=-1, metavar="ASSET..."), *map(_option, (*card.parameters, *options))],
+        params=[
+            click.Argument(["assets"], nargs=-1, metavar="ASSET..."),
+            *map(_option, (*card.parameters, *options)),
+        ],
         help=_help(card),
         short_help=card.summary,
     )
@@ -86,7 +89,7 @@ def recipe_command(room: str, file: str) -> click.Command:
     options = tuple(o for o in engine_options(room, "recipe") if o.name != "dry_run")
 
     @click.pass_context
-    def call(ctx: click.Context, **values: Any) -> None:
+    def call(ctx: click.Context, /, **values: Any) -> None:
         engine = importlib.import_module(f"nett.{room}.engine")
         common = _given(options, values, file)
         _summary(engine.recipe(Path(file), dry_run=ctx.obj["dry_run"], **common), common.get("out"))
@@ -98,7 +101,9 @@ def _help(card: Card) -> str:
     parts = [card.summary]
     for title in ("Formula", "When to use", "When not", "Cost", "Source"):
         if title in card.sections:
-            parts.append(f"\b\n{title}: {card.sections[title]}" if title == "Formula" else f"{title}: {card.sections[title]}")
+            parts.append(
+                f"\b\n{title}: {card.sections[title]}" if title == "Formula" else f"{title}: {card.sections[title]}"
+            )
     return "\n\n".join(parts)
 
 
@@ -121,7 +126,9 @@ class Room(click.Group):
             return recipe_command(self.name, cmd_name)
         return None
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         # Not click's own: a recipe's path must not be normalised, and the error should name what exists.
         command = self.get_command(ctx, args[0])
         if command is None:

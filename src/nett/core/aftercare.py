@@ -31,7 +31,11 @@ def check_config(checkpoint: Checkpoint) -> list[Check]:
             if isinstance(text.get(key), int):
                 ok = text[key] == size
                 checks.append(
-                    {"name": f"config {key}", "ok": ok, "detail": f"config says {text[key]}, {embedding.name} has {size}"}
+                    {
+                        "name": f"config {key}",
+                        "ok": ok,
+                        "detail": f"config says {text[key]}, {embedding.name} has {size}",
+                    }
                 )
         tokens = tokenizer_size(checkpoint.folder)
         if tokens is not None:
@@ -65,7 +69,9 @@ def tokenizer_size(folder: Path) -> int | None:
     return max(ids) + 1 if ids else None
 
 
-def speak(model: Path, inputs: Sequence[Path], *, text: str | None = None) -> tuple[list[Check], list[Mapping[str, Any]]]:
+def speak(
+    model: Path, inputs: Sequence[Path], *, text: str | None = None
+) -> tuple[list[Check], list[Mapping[str, Any]]]:
     """Load the written model in a process of its own, let it say something, and compare its perplexity on a short
     text with that of its inputs. Says why where it cannot be done."""
 
@@ -91,7 +97,11 @@ def speak(model: Path, inputs: Sequence[Path], *, text: str | None = None) -> tu
         if text is not None:
             (Path(folder) / "text.txt").write_text(text, encoding="utf-8")
             command += ["--text", str(Path(folder) / "text.txt")]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not answer.is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

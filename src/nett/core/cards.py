@@ -60,13 +60,17 @@ def find_card(name: str, room: str | None = None) -> Card:
         return found[0]
     if found:
         raise UsageError(f"{name!r} names {len(found)} methods: {', '.join(c.key for c in found)}")
-    raise UsageError(f"no method is called {name!r}.{did_you_mean(wanted, {c.name for c in cards})}", hint="See: nett list")
+    raise UsageError(
+        f"no method is called {name!r}.{did_you_mean(wanted, {c.name for c in cards})}", hint="See: nett list"
+    )
 
 
 def _index(package: Path) -> dict[str, Any]:
     stored = package / "_cards.json"
-    fallback = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "nett" / (
-        hashlib.sha256(str(package).encode()).hexdigest()[:16] + ".json"
+    fallback = (
+        Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
+        / "nett"
+        / (hashlib.sha256(str(package).encode()).hexdigest()[:16] + ".json")
     )
     known: dict[str, Any] = {}
     for place in (stored, fallback):
@@ -128,7 +132,9 @@ def _card(room: str, module: str, file: Path, node: ast.FunctionDef, decorator: 
     try:
         arguments = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg}
     except ValueError as error:
-        raise NettError(f"the arguments of @method on {node.name!r} must be literals", where=f"{file}:{node.lineno}") from error
+        raise NettError(
+            f"the arguments of @method on {node.name!r} must be literals", where=f"{file}:{node.lineno}"
+        ) from error
     if node.name != file.stem:
         raise NettError(f"the method {node.name!r} must stand in a file of its name", where=f"{file}:{node.lineno}")
     doc = ast.get_docstring(node) or ""
@@ -156,10 +162,25 @@ def _card(room: str, module: str, file: Path, node: ast.FunctionDef, decorator: 
 
 def doc_sections(doc: str) -> dict[str, str]:
     """``Args``, ``Formula``, ``When to use``, … -> their text; what stands before the first is ``about``."""
-    sections, title, lines = {}, "about", []
+    sections: dict[str, str] = {}
+    title, lines = "about", list[str]()
     for line in doc.splitlines():
         head = re.fullmatch(r"([A-Z][A-Za-z ]+):\s*(.*)", line)
-        if head and (head[1] in ("Args", "Returns", "Raises", "Formula", "Source", "Cost", "Guarantee", "When to use", "When not", "Example")):
+        if head and (
+            head[1]
+            in (
+                "Args",
+                "Returns",
+                "Raises",
+                "Formula",
+                "Source",
+                "Cost",
+                "Guarantee",
+                "When to use",
+                "When not",
+                "Example",
+            )
+        ):
             sections[title] = "\n".join(lines).strip()
             title, lines = head[1], [head[2]] if head[2] else []
         else:
@@ -194,7 +215,11 @@ def _parameters(node: ast.FunctionDef, file: Path) -> tuple[Parameter, ...]:
         value = None if default is None else ast.literal_eval(default)
         found.append(
             Parameter(
-                argument.arg, default=value, required=default is None, description=described.get(argument.arg, ""), **shape
+                argument.arg,
+                default=value,
+                required=default is None,
+                description=described.get(argument.arg, ""),
+                **shape,
             )
         )
     return tuple(found)
@@ -203,7 +228,14 @@ def _parameters(node: ast.FunctionDef, file: Path) -> tuple[Parameter, ...]:
 def _annotation(node: ast.expr, where: str) -> dict[str, Any]:
     """An annotation as the fields of a :class:`Parameter`: int, float, bool, str, Path, Literal, Annotated, | None."""
     if isinstance(node, ast.Name):
-        simple = {"int": "int", "float": "float", "bool": "bool", "str": "str", "Path": "path", "TiePolicy": "choice"}
+        simple = {
+            "int": "int",
+            "float": "float",
+            "bool": "bool",
+            "str": "str",
+            "Path": "path",
+            "TiePolicy": "choice",
+        }
         if node.id in simple:
             return {"type": simple[node.id]}
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -234,7 +266,12 @@ def _constraint(node: ast.expr, where: str) -> dict[str, Any]:
         named = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
         if node.func.id == "Between":
             bounds = Between(*positional, **named)
-            return {"low": bounds.low, "high": bounds.high, "open_low": bounds.open_low, "open_high": bounds.open_high}
+            return {
+                "low": bounds.low,
+                "high": bounds.high,
+                "open_low": bounds.open_low,
+                "open_high": bounds.open_high,
+            }
         if node.func.id == "Tunable":
             return {"grid": Tunable(*positional, **named).grid}
     raise NettError(f"{ast.unparse(node)} is not a constraint on an option", where=where)

@@ -99,7 +99,7 @@ def _float8_table(name: str) -> Array:
     else:
         top = exponent == 31
         value[top] = np.where(fraction[top] == 0, np.inf, np.nan)
-    return (sign * value).astype(np.float32)
+    return np.asarray(sign * value, dtype=np.float32)
 
 
 def _to_float8(values: Array, name: str) -> Array:

@@ -18,7 +18,17 @@ SCHEMA: dict[str, Any] = {
     "description": "An asset that can be had from other assets.",
     "type": "object",
     "additionalProperties": False,
-    "required": ["kind", "target", "sources", "method", "bytes_freed", "seconds", "error", "guarantee", "command"],
+    "required": [
+        "kind",
+        "target",
+        "sources",
+        "method",
+        "bytes_freed",
+        "seconds",
+        "error",
+        "guarantee",
+        "command",
+    ],
     "properties": {
         "kind": {"type": "string", "description": "what was found, such as duplicate_tensor"},
         "target": {"type": "string", "description": "the asset that need not be kept: path, or path::tensor"},
@@ -26,9 +36,16 @@ SCHEMA: dict[str, Any] = {
         "method": {"type": ["string", "null"], "description": "ROOM/METHOD that rebuilds or removes it"},
         "bytes_freed": {"type": "integer", "minimum": 0},
         "seconds": {"type": ["number", "null"], "minimum": 0, "description": "to rebuild the target"},
-        "error": {"type": ["number", "null"], "minimum": 0, "description": "relative L2 distance, 0 when exact"},
+        "error": {
+            "type": ["number", "null"],
+            "minimum": 0,
+            "description": "relative L2 distance, 0 when exact",
+        },
         "guarantee": {"enum": ["exact", "bounded", "measured"]},
-        "command": {"type": ["string", "null"], "description": "what takes the edge; null where nothing does yet"},
+        "command": {
+            "type": ["string", "null"],
+            "description": "what takes the edge; null where nothing does yet",
+        },
     },
 }
 

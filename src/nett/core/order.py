@@ -155,7 +155,12 @@ class Largest(Ask):
         inside = int(seen[place])
         rank = known["rank"] - (int(cumulative[place]) - inside)
         above = known["above"] + int(cumulative[-1] - cumulative[place])
-        next_known = {"rank": rank, "prefix": (known["prefix"] << width) | place, "left": left - width, "above": above}
+        next_known = {
+            "rank": rank,
+            "prefix": (known["prefix"] << width) | place,
+            "left": left - width,
+            "above": above,
+        }
         if next_known["left"] > 0:
             return next_known, False
         next_known["keep"] = inside - rank + 1  # equals of the threshold that belong to the exact count

@@ -177,7 +177,7 @@ def as_floats(value: Any) -> Any:
 def _first_shape(values: Sequence[Any]) -> tuple[int, ...]:
     for value in values:
         if isinstance(value, np.ndarray):
-            return value.shape
+            return tuple(value.shape)
         if isinstance(value, list | tuple) and value and isinstance(value[0], np.ndarray):
             return tuple(value[0].shape)
     raise NettError("expected at least one array")

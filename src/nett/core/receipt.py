@@ -68,9 +68,7 @@ def input_record(checkpoint: Checkpoint, role: str, hashes: Mapping[Path, str]) 
         "path": str(checkpoint.path.resolve()),
         "format": checkpoint.format,
         "bytes": checkpoint.nbytes,
-        "files": [
-            {"path": str(f.resolve()), "bytes": f.stat().st_size, "sha256": hashes[f]} for f in checkpoint.files
-        ],
+        "files": [{"path": str(f.resolve()), "bytes": f.stat().st_size, "sha256": hashes[f]} for f in checkpoint.files],
     }
 
 

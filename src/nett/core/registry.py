@@ -203,7 +203,7 @@ class Card:
 
     def load(self) -> Callable[..., Any]:
         """The method itself, imported now."""
-        return getattr(importlib.import_module(self.module), self.name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(self.module), self.name)
 
     def kernel(self) -> Callable[..., Any]:
         """The bare kernel that the engine drives; the same as :meth:`load` where nothing is asked."""
@@ -217,10 +217,9 @@ class Card:
     def from_json(cls, record: Mapping[str, Any]) -> Card:
         """The inverse of :meth:`as_json`, lists back to tuples."""
         known = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
         values["parameters"] = tuple(
-            Parameter(**{k: tuple(v) if k in ("choices", "grid") else v for k, v in p.items()})
-            for p in record["parameters"]
+            Parameter(**p | {"choices": tuple(p["choices"]), "grid": tuple(p["grid"])}) for p in record["parameters"]
         )
         return cls(**values)
 

@@ -41,7 +41,9 @@ def measure(path: str, text: str) -> dict[str, Any]:
     with torch.no_grad():
         loss = float(model(ids, labels=ids).loss) if ids.shape[1] > 1 else math.nan
         prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
-        said = model.generate(prompt, max_new_tokens=16, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
+        said = model.generate(
+            prompt, max_new_tokens=16, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt)
+        )
     row["perplexity"] = math.exp(min(loss, 80.0)) if loss == loss else math.nan
     row["says"] = tokenizer.decode(said[0, prompt.shape[1] :], skip_special_tokens=True)
     row["tokens"] = int(ids.shape[1])

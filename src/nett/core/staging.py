@@ -44,7 +44,11 @@ def check_target(out: Path, needed: int, *, overwrite: bool) -> None:
     if not parent.is_dir():
         raise Refused("is not a folder, so nothing can be written in it", where=parent)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise Refused("cannot be written by this user", where=parent, hint="Choose another --out, or mend the permissions.")
+        raise Refused(
+            "cannot be written by this user",
+            where=parent,
+            hint="Choose another --out, or mend the permissions.",
+        )
     left = staging_path(out)
     held = sum(f.stat().st_size for f in left.rglob("*") if f.is_file()) if left.is_dir() else 0
     free = shutil.disk_usage(parent).free + held
@@ -175,7 +179,9 @@ def staged(out: Path, key: str) -> Iterator[Staging]:
         raise
     except OSError as error:
         raise NettError(
-            f"{error.strerror or error}", where=error.filename or out, hint="Run the same command again to resume."
+            f"{error.strerror or error}",
+            where=error.filename or out,
+            hint="Run the same command again to resume.",
         ) from error
     finally:
         staging.close()

@@ -1,3 +1,5 @@
 """placeholder until the standing lands"""
+
+
 def standings() -> dict[str, str]:
     return {}

@@ -53,10 +53,7 @@ def write_llama(
         )
     folder = Path(folder)
     kind = dtype_named(dtype)
-    specs = [
-        TensorSpec(n, kind, s)
-        for n, s in _shapes(layers, hidden, vocab, heads, kv_heads, inter, tied).items()
-    ]
+    specs = [TensorSpec(n, kind, s) for n, s in _shapes(layers, hidden, vocab, heads, kv_heads, inter, tied).items()]
     files = _split(specs, shards)
     start = open_checkpoint(noise_from) if noise_from is not None else None
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +100,7 @@ def fine_tune_of(
         for path in base.files:
             here = sorted((t for t in base.tensors.values() if t.file == path), key=lambda t: t.offset)
             specs = tuple(TensorSpec(t.name, t.dtype, t.shape) for t in here)
-            _write_file(
-                folder, FileSpec(path.name, specs, {"format": "pt"}), _sparse(base, seed, density, size)
-            )
+            _write_file(folder, FileSpec(path.name, specs, {"format": "pt"}), _sparse(base, seed, density, size))
         for path in base_folder.iterdir():
             if path.is_file() and path not in base.files:
                 shutil.copyfile(path, folder / path.name)

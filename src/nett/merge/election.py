@@ -22,10 +22,10 @@ def _add(total: Array, delta: Array, weight: Any) -> None:
 
 @jit
 def _sum_of_signs(votes: Array) -> int:
-    total = 0
+    total = np.int64(0)
     for i in range(votes.size):
         total += np.int64(votes[i] > 0) - np.int64(votes[i] < 0)
-    return total
+    return int(total)
 
 
 @jit

@@ -132,7 +132,11 @@ def execute(
     check_target(out, needed, overwrite=overwrite)
     figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
     if dry_run:
-        return {"plan": figures, "files": [{"path": f.name, "bytes": f.nbytes} for f in files], "notes": list(job.notes)}
+        return {
+            "plan": figures,
+            "files": [{"path": f.name, "bytes": f.nbytes} for f in files],
+            "notes": list(job.notes),
+        }
     for note in job.notes:
         report.say(note)
     key = work_key(
@@ -188,9 +192,7 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _write(
-    job: Job, files: Sequence[Any], staging: Staging, threads: int
-) -> tuple[list[dict[str, Any]], Figures]:
+def _write(job: Job, files: Sequence[Any], staging: Staging, threads: int) -> tuple[list[dict[str, Any]], Figures]:
     """Survey and write all tensors, going on from the journal. Returns the output records and the figures."""
     pool = Pool(threads)
     stream = Stream(job, pool, report.step)
@@ -255,7 +257,9 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
         types = {t.dtype for t in job.tasks if not t.copied}
         changed = len(types) == 1 and any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
         for name, content in common.items():
-            found[name] = with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content
+            found[name] = (
+                with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content
+            )
     else:
         for label, model in zip(job.labels, job.tuned, strict=True):
             if model.config() is not None:
@@ -270,7 +274,12 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
 
 
 def _receipt(
-    job: Job, outputs: list[dict[str, Any]], figures: Figures, hashes: Mapping[Path, str], began: float, out: Path
+    job: Job,
+    outputs: list[dict[str, Any]],
+    figures: Figures,
+    hashes: Mapping[Path, str],
+    began: float,
+    out: Path,
 ) -> dict[str, Any]:
     roles = [("base", job.base)] if job.base is not None else []
     inputs = [receipts.input_record(c, role, hashes) for role, c in roles if c is not None]
@@ -284,7 +293,11 @@ def _receipt(
         if "distance" in s
     ]
     size = sum(s.get("size", 0.0) for s in figures.tensors.values())
-    moved = {"relative_change": (sum(s.get("distance", 0.0) for s in figures.tensors.values()) / size) ** 0.5} if size else {}
+    moved = (
+        {"relative_change": (sum(s.get("distance", 0.0) for s in figures.tensors.values()) / size) ** 0.5}
+        if size
+        else {}
+    )
     return receipts.new_receipt(
         job.card,
         parameters=job.parameters,
@@ -315,7 +328,18 @@ def _edges(
     if not job.card.restore:
         freed = max(0, sum(i["bytes"] for i in models) - size)
         sources = tuple(i["path"] for i in inputs)
-        return [Edge("merge", str(out.absolute()), sources, job.card.key, freed, round(seconds, 3), None, "measured")]
+        return [
+            Edge(
+                "merge",
+                str(out.absolute()),
+                sources,
+                job.card.key,
+                freed,
+                round(seconds, 3),
+                None,
+                "measured",
+            )
+        ]
     share = size // max(1, len(models))
     ground = [i["path"] for i in inputs if i["role"] == "base"]
     return [
@@ -392,5 +416,11 @@ def recipe(
     from nett.merge.recipe import run_recipe
 
     return run_recipe(
-        file, out=out, shard_size=shard_size, threads=threads, speak=speak, overwrite=overwrite, dry_run=dry_run
+        file,
+        out=out,
+        shard_size=shard_size,
+        threads=threads,
+        speak=speak,
+        overwrite=overwrite,
+        dry_run=dry_run,
     )

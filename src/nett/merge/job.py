@@ -122,7 +122,11 @@ def operand(checkpoint: Checkpoint, name: str, holder: Checkpoint) -> Operand:
 
 
 def plan_tensors(
-    card: Card, base: Checkpoint | None, tuned: Sequence[Checkpoint], resolve: Resolver, out_dtype: Dtype | None
+    card: Card,
+    base: Checkpoint | None,
+    tuned: Sequence[Checkpoint],
+    resolve: Resolver,
+    out_dtype: Dtype | None,
 ) -> tuple[tuple[TensorTask, ...], list[str]]:
     """Line up the tensors of all models by name and shape; Refused at the first that does not fit.
 

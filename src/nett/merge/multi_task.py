@@ -38,4 +38,4 @@ def multi_task_vector(
 
 def task_mask(delta: Array, vector: Array, mask_lambda: float) -> Array:
     """m_t = 1{ |tau_t| > lambda_t |tau_MT - tau_t| }, strictly (P04, equation 4)."""
-    return np.abs(delta) > delta.dtype.type(mask_lambda) * np.abs(vector - delta)
+    return np.asarray(np.abs(delta) > delta.dtype.type(mask_lambda) * np.abs(vector - delta))

@@ -45,7 +45,9 @@ def file_plan(job: Job, shard_bytes: int) -> list[FileSpec]:
     for output in outputs_of(job.card):
         for label in job.labels if output.each else ("",):
             specs = [
-                TensorSpec(t.name, DTYPES["U8"], (-(-t.size // 8),)) if output.bits else TensorSpec(t.name, t.dtype, t.shape)
+                TensorSpec(t.name, DTYPES["U8"], (-(-t.size // 8),))
+                if output.bits
+                else TensorSpec(t.name, t.dtype, t.shape)
                 for t in job.tasks
                 if output.name == "model" or not t.copied
             ]
@@ -62,9 +64,10 @@ class Figures:
     models: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, tensor: str, of_tensor: Mapping[str, float], of_models: Mapping[str, Mapping[str, float]]) -> None:
-        for store, part in ((self.tensors.setdefault(tensor, {}), of_tensor), *(
-            (self.models.setdefault(label, {}), part) for label, part in of_models.items()
-        )):
+        for store, part in (
+            (self.tensors.setdefault(tensor, {}), of_tensor),
+            *((self.models.setdefault(label, {}), part) for label, part in of_models.items()),
+        ):
             for name, value in part.items():
                 store[name] = store.get(name, 0.0) + value
 
@@ -102,7 +105,10 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
             changes = {}
             if task.base is not None and operands:
                 now = decode(raw, task.dtype)
-                changes = {"distance": squared_distance(now, operands[0]), "size": dot(operands[0], operands[0])}
+                changes = {
+                    "distance": squared_distance(now, operands[0]),
+                    "size": dot(operands[0], operands[0]),
+                }
             return Made({("model", ""): raw}, changes, {})
         made: dict[tuple[str, str], Array] = {}
         stored: dict[str, Any] = {}

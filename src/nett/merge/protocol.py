@@ -42,7 +42,7 @@ def weighted(array: Array, weight: float) -> Array:
     """``array * weight`` in the array's own precision, and the array itself for weight 1."""
     if weight == 1.0:
         return array
-    return np.multiply(array, array.dtype.type(weight))
+    return np.asarray(array * array.dtype.type(weight))
 
 
 def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:

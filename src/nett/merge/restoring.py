@@ -47,7 +47,11 @@ class Parts:
         self._stored: dict[str, tuple[Output, SafetensorsCheckpoint]] = {}
         for output in outputs_of(self.card):
             stem = output.stem(task)
-            files = [folder / o["path"] for o in receipt["outputs"] if o["path"].endswith(".safetensors") and stem_of(o["path"]) == stem]
+            files = [
+                folder / o["path"]
+                for o in receipt["outputs"]
+                if o["path"].endswith(".safetensors") and stem_of(o["path"]) == stem
+            ]
             self._stored[output.name] = (output, SafetensorsCheckpoint(folder, files))
 
     def dtype(self, name: str) -> Dtype:

@@ -22,10 +22,10 @@ Known = dict[tuple[int, int], tuple[Any, bool]]
 
 @jit
 def _non_finite(bits: Array, exponent: Any) -> int:
-    found = 0
+    found = np.int64(0)
     for i in range(bits.size):
         found += np.int64((bits[i] & exponent) == exponent)
-    return found
+    return int(found)
 
 
 def count_non_finite(values: Array) -> int:

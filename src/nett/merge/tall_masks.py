@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from nett.core.dtypes import Array
 from nett.core.registry import Between, Tunable, method
 from nett.merge.multi_task import multi_task_vector, task_mask
@@ -22,7 +24,9 @@ def tall_masks(
     base: Array,
     tuned: Sequence[Array],
     *,
-    mask_lambda: Annotated[float | Sequence[float], Between(0, open_low=True), Tunable((0.2, 0.3, 0.4, 0.5, 0.6))] = 0.4,
+    mask_lambda: Annotated[
+        float | Sequence[float], Between(0, open_low=True), Tunable((0.2, 0.3, 0.4, 0.5, 0.6))
+    ] = 0.4,
     over: Literal["task_arithmetic", "ties"] = "task_arithmetic",
     density: Annotated[float, Between(0, 1)] = 0.2,
 ) -> Generator[Sequence[Any], list[Any], dict[str, Any]]:
@@ -48,4 +52,4 @@ def tall_masks(
 
 def unmask(base: Array, multi_task_vector: Array, mask: Array) -> Array:
     """The task's checkpoint: base + mask * multi_task_vector (P04, equation 3)."""
-    return base + multi_task_vector * mask
+    return np.asarray(base + multi_task_vector * mask)

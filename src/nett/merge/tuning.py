@@ -56,7 +56,9 @@ def tuned_parameters(
     """
     if command is None or "{model}" not in command:
         raise UsageError(
-            "auto needs a command that judges a model", where=card.key, hint="--eval 'python evaluate.py {model}'"
+            "auto needs a command that judges a model",
+            where=card.key,
+            hint="--eval 'python evaluate.py {model}'",
         )
     chosen = dict(parameters)
     for parameter in card.parameters:

@@ -71,7 +71,11 @@ def _task(folder: Path, receipt: Mapping[str, Any], row: Mapping[str, Any]) -> C
     ground = next(i for i in receipt["inputs"] if i["role"] == "base")
     for needed in (origin, ground):
         if not Path(needed["path"]).exists():
-            return {"name": name, "ok": True, "detail": f"{needed['path']} is not there any more, so it was not measured"}
+            return {
+                "name": name,
+                "ok": True,
+                "detail": f"{needed['path']} is not there any more, so it was not measured",
+            }
     parts = Parts(folder, receipt, row["name"], None)
     original = open_checkpoint(origin["path"], base=ground["path"])
     try:
@@ -90,7 +94,11 @@ def _task(folder: Path, receipt: Mapping[str, Any], row: Mapping[str, Any]) -> C
         original.close()
     measured = (distance / size) ** 0.5 if size else 0.0
     ok = abs(measured - row["relative_l2"]) <= TOLERANCE * max(measured, row["relative_l2"]) + 1e-12
-    return {"name": name, "ok": ok, "detail": f"relative L2 {measured:.6g}, the receipt says {row['relative_l2']:.6g}"}
+    return {
+        "name": name,
+        "ok": ok,
+        "detail": f"relative L2 {measured:.6g}, the receipt says {row['relative_l2']:.6g}",
+    }
 
 
 def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
@@ -98,7 +106,11 @@ def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
     from nett.merge import engine
 
     if receipt.get("restored_task"):
-        return {"name": "rerun", "ok": True, "detail": "a restored task is rebuilt with nett restore; not rerun"}
+        return {
+            "name": "rerun",
+            "ok": True,
+            "detail": "a restored task is rebuilt with nett restore; not rerun",
+        }
     scratch = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=".nett-verify-"))
     try:
         out = scratch / folder.name

@@ -25,9 +25,9 @@ def command(as_json: bool) -> None:
     extras: dict[str, dict[str, str | None]] = {}
     for line in requires("nett") or []:
         name = re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0]
-        extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", line)
+        marker = re.search(r"extra\s*==\s*['\"](\w+)['\"]", line)
         if name != "nett":
-            extras.setdefault(extra[1] if extra else "base", {})[name] = installed(name)
+            extras.setdefault(marker[1] if marker else "base", {})[name] = installed(name)
     tools = {name: shutil.which(name) for name in ("chromium", "java", "git")}
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     found = {
@@ -42,7 +42,9 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"nett {found['nett']}, Python {found['python']}, {found['cores']} cores, {pages * page / 1e9:.1f} GB memory")
+    click.echo(
+        f"nett {found['nett']}, Python {found['python']}, {found['cores']} cores, {pages * page / 1e9:.1f} GB memory"
+    )
     for extra, packages in extras.items():
         lacking = [n for n, v in packages.items() if v is None]
         state = "complete" if not lacking else f"lacks {', '.join(lacking)}: pip install 'nett[{extra}]'"

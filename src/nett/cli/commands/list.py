@@ -48,6 +48,8 @@ def command(room: str | None, as_json: bool) -> None:
         for c in inside:
             papers = ",".join(c.papers) or "-"
             about = c.summary if len(c.summary) <= 90 else c.summary[:87] + "..."
-            click.echo(f"  {c.name:<{width}}  {papers:<8} {c.guarantee:<8} {standing.get(c.key, 'unproven'):<11} {about}")
+            click.echo(
+                f"  {c.name:<{width}}  {papers:<8} {c.guarantee:<8} {standing.get(c.key, 'unproven'):<11} {about}"
+            )
     if not cards:
         click.echo(f"The room {room} has no methods yet.")

@@ -9,7 +9,9 @@ import click
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as JSON.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as JSON."
+)
 @click.option("--rerun", is_flag=True, help="Also do the work again from the inputs and compare every byte.")
 def command(out: Path, json_file: Path | None, rerun: bool) -> None:
     """Check an output against the receipt it carries: files, inputs, and what the method guarantees.

@@ -82,7 +82,9 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
         raise wrong(f"data_offsets {offsets} lie outside the file, which has {size - start} bytes of data")
     info = TensorInfo(name, dtype, tuple(shape), dtype.name, end - begin, path, start + begin)
     if info.size * dtype.bytes != end - begin:
-        raise wrong(f"shape {shape} of {dtype.name} needs {info.size * dtype.bytes} bytes, the header gives {end - begin}")
+        raise wrong(
+            f"shape {shape} of {dtype.name} needs {info.size * dtype.bytes} bytes, the header gives {end - begin}"
+        )
     return info
 
 
@@ -109,7 +111,8 @@ def shards_of(index: Path) -> dict[str, list[str]]:
     for name, shard in items:
         if not isinstance(shard, str) or shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
             raise Refused(
-                f"tensor {name!r} is said to lie in {shard!r}, which is not a plain file name in this folder", where=index
+                f"tensor {name!r} is said to lie in {shard!r}, which is not a plain file name in this folder",
+                where=index,
             )
         shards.setdefault(shard, []).append(name)
     for shard in shards:

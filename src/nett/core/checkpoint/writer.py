@@ -119,7 +119,9 @@ class OutputFile:
         except OSError as error:
             self.close()
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise Refused(f"needs {nbytes} bytes, which the disk does not have: {error.strerror}", where=path) from error
+                raise Refused(
+                    f"needs {nbytes} bytes, which the disk does not have: {error.strerror}", where=path
+                ) from error
             raise NettError(f"cannot be written: {error.strerror}", where=path) from error
         except BaseException:
             self.close()
