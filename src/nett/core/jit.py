@@ -20,9 +20,12 @@ def jit(function: F) -> F:
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         if not compiled:
+            import inspect
+
             import numba
 
-            compiled.append(numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+            bare = inspect.unwrap(function)  # numba cannot compile through the type checkers that tests put around
+            compiled.append(numba.njit(nogil=True, cache=True, error_model="numpy")(bare))
         return compiled[0](*arguments)
 
     return cast(F, call)

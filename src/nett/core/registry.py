@@ -203,12 +203,14 @@ class Card:
 
     def load(self) -> Callable[..., Any]:
         """The method itself, imported now."""
-        return getattr(importlib.import_module(self.module), self.name)
+        found: Callable[..., Any] = getattr(importlib.import_module(self.module), self.name)
+        return found
 
     def kernel(self) -> Callable[..., Any]:
         """The bare kernel that the engine drives; the same as :meth:`load` where nothing is asked."""
         loaded = self.load()
-        return getattr(loaded, "kernel", loaded)  # type: ignore[no-any-return]
+        bare: Callable[..., Any] = getattr(loaded, "kernel", loaded)
+        return bare
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

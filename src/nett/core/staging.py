@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from nett.core.errors import NettError, Refused
+from nett.core.errors import NettError, ProofFailed, Refused
 
 JOURNAL = "nett-journal.jsonl"
 
@@ -169,12 +169,12 @@ class Staging:
 
 @contextmanager
 def staged(out: Path, key: str) -> Iterator[Staging]:
-    """A staging folder, locked. Refusals leave nothing behind; other failures leave what a rerun resumes from."""
+    """A staging folder, locked. Refusals and failed proofs leave nothing behind; other failures leave what a rerun resumes from."""
     staging = Staging(out, key)
     staging.open()
     try:
         yield staging
-    except Refused:
+    except (Refused, ProofFailed):
         staging.discard()
         raise
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,10 @@ def execute(
     dry_run: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Carry a job out. ``options`` is what a rerun must be given beside the parameters. Raises ProofFailed, after writing, if the result fails a check."""
+    """Carry a job out. ``options`` is what a rerun must be given beside the parameters.
+
+    Raises ProofFailed, after writing, if the result fails a check.
+    """
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
     check_target(out, needed, overwrite=overwrite)
@@ -188,6 +192,8 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
         "parameters": sum(t.size for t in job.tasks),
         "bytes_read": sum(c.nbytes for c in job.checkpoints),
         "bytes_written": files_bytes,
+        # Rough: three readings at memory-cache speed, one writing at that of a slow disk.
+        "seconds_estimate": round(3 * sum(c.nbytes for c in job.checkpoints) / 1.5e9 + files_bytes / 3e8 + 1, 1),
         "peak_memory_bytes": 150_000_000 + threads * per_thread + waiting,
     }
 
@@ -252,6 +258,7 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
     if job.donor.config() is None:
         return []
     common = side_files(job.donor.folder)
+    common.setdefault("config.json", (json.dumps(job.donor.config(), indent=2) + "\n").encode())
     found: dict[str, bytes] = {}
     if any(o.name == "model" for o in outputs_of(job.card)):
         types = {t.dtype for t in job.tasks if not t.copied}

@@ -38,7 +38,12 @@ class FileReader:
     def read(self, offset: int, count: int, raw: str) -> Array:
         """``count`` elements of NumPy type ``raw`` from byte ``offset`` on."""
         out = np.empty(count, dtype=raw)
-        view = memoryview(out).cast("B")
+        self.read_into(out.view(np.uint8), offset)
+        return out
+
+    def read_into(self, target: Array, offset: int) -> None:
+        """Fill ``target`` (bytes, 1-D) from byte ``offset`` on."""
+        view = memoryview(target)
         done = 0
         while done < len(view):
             got = os.preadv(self._descriptor(), [view[done:]], offset + done)
@@ -48,7 +53,6 @@ class FileReader:
                     where=self.path,
                 )
             done += got
-        return out
 
     def close(self) -> None:
         if self._fd >= 0:
