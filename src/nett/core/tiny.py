@@ -49,7 +49,8 @@ def write_llama(
     """
     if hidden % heads or heads % kv_heads or vocab <= len(_SPECIAL):
         raise UsageError(
-            f"hidden={hidden} must be a multiple of heads={heads}, that of kv_heads={kv_heads}, vocab={vocab} > 3"
+            f"hidden={hidden} must be a multiple of heads={heads}, that one of kv_heads={kv_heads},"
+            f" and vocab={vocab} more than {len(_SPECIAL)}"
         )
     folder = Path(folder)
     kind = dtype_named(dtype)

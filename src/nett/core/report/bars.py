@@ -20,7 +20,9 @@ def bars(rows: Sequence[Sequence[Any]], *, name: str = "", unit: str = "") -> st
     return _draw(groups, [], name, unit, len(rows) - len(shown), thick=18)
 
 
-def grouped_bars(labels: Sequence[str], series: Mapping[str, Sequence[Number]], *, name: str = "", unit: str = "") -> str:
+def grouped_bars(
+    labels: Sequence[str], series: Mapping[str, Sequence[Number]], *, name: str = "", unit: str = ""
+) -> str:
     """A group for each label, in it a bar for each series; a series may be shorter than the labels."""
     names = list(series)[:_MOST_SERIES]
     groups = [
@@ -51,7 +53,9 @@ def _draw(
     right = min(360.0, max([width(text) for text in said] or [0.0])) + _GAP
     plot = WIDTH - left - right - 4
     zero = left - low / span * plot
-    marks = [tag("rect", {"x": "-8", "y": "-6", "width": "16", "height": "12", "class": f"f{k}"}) for k in range(len(names))]
+    marks = [
+        tag("rect", {"x": "-8", "y": "-6", "width": "16", "height": "12", "class": f"f{k}"}) for k in range(len(names))
+    ]
     keys, top = legend(names, marks, left, WIDTH) if len(names) > 1 else ("", 0.0)
     parts, y = [keys], top + 4
     begin = y
@@ -64,7 +68,11 @@ def _draw(
             words = next(spoken)
             series = f" {names[colour]}" if len(names) > 1 else ""
             told.append(f"{text}{series} {words}")
-            parts.append(_bar(finite(value), words, zero, plot / span / most, y, thick, colour, f"{text}{series}: {words}", right))
+            parts.append(
+                _bar(
+                    finite(value), words, zero, plot / span / most, y, thick, colour, f"{text}{series}: {words}", right
+                )
+            )
             y += thick
         y += 10 if thick < 18 or len(groups) > 12 else 12
     parts.append(tag("path", {"class": "axis", "d": f"M{num(zero)} {num(begin - 3)}V{num(y - 5)}"}))
@@ -76,7 +84,15 @@ def _draw(
 
 
 def _bar(
-    value: float | None, words: str, zero: float, unit_wide: float, y: float, thick: int, colour: int, tip: str, room: float
+    value: float | None,
+    words: str,
+    zero: float,
+    unit_wide: float,
+    y: float,
+    thick: int,
+    colour: int,
+    tip: str,
+    room: float,
 ) -> str:
     """A bar from the zero line and its words behind its right end; words alone where there is no finite value."""
     if value is None:

@@ -55,7 +55,9 @@ def heat(
                 crosses.append(f"M{num(x + wide - 3)} {num(y + 3)}L{num(x + 3)} {num(y + tall - 3)}")
             else:
                 level = math.ceil(abs(value) / most * _LEVELS)
-                runs[0 if value >= 0 else 1, level].append(f"M{num(x)} {num(y)}h{num(wide - 1)}v{tall - 1}h{num(1 - wide)}z")
+                runs[0 if value >= 0 else 1, level].append(
+                    f"M{num(x)} {num(y)}h{num(wide - 1)}v{tall - 1}h{num(1 - wide)}z"
+                )
             if across * down <= _TOLD:
                 tip = f"{rows[r]}, {columns[c]}: {number(values[r][c]) if c < len(values[r]) else 'missing'}"
                 box = {"x": x, "y": y, "width": wide, "height": float(tall), "class": "clear"}

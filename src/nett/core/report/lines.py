@@ -11,7 +11,12 @@ from nett.core.report.words import clean, finite, number, width
 MOST_POINTS = 400  # of one series; more are thinned evenly
 _MOST_SERIES = 16
 _HEIGHT = 300
-_MARKS = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-4 -4h8v8h-8z", "M0 -5l5 9h-10z", "M0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z")
+_MARKS = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "M-4 -4h8v8h-8z",
+    "M0 -5l5 9h-10z",
+    "M0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
+)
 _DASHES = ("", "7 4", "2 4", "9 4 2 4")
 Point: TypeAlias = tuple[float, float, float | None, float | None]  # x, y, low, high
 

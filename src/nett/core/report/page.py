@@ -158,7 +158,7 @@ class Page:
         page: str = _template().render(
             title=self.title, subtitle=self.subtitle, footer=self.footer, blocks=self._blocks, contents=contents
         )
-        return re.sub(r"\n\s*\n+", "\n", page) if "<pre>" not in page else page
+        return page
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the page at ``path``, whole or not at all; its folder must exist."""

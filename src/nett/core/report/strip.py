@@ -82,12 +82,12 @@ def _layers(names: Sequence[str], left: float, wide: float, bottom: float) -> li
     if len(runs) < 2 or len({r[0] for r in runs}) < len(runs):
         return [label(middle, bottom + 20, "tensors in their order", anchor="middle", style="dim")]
     parts, free = [], -1e9
-    for (_, layer), i in runs:
+    for (_, number_of_layer), i in runs:
         x = left + i * wide
         parts.append(tag("path", {"class": "axis", "d": f"M{num(x)} {num(bottom)}v5"}))
         if x >= free:
-            parts.append(label(x, bottom + 18, str(layer), style="dim"))
-            free = x + width(str(layer)) + 12
+            parts.append(label(x, bottom + 18, str(number_of_layer), style="dim"))
+            free = x + width(str(number_of_layer)) + 12
     return [*parts, label(middle, bottom + 34, "layer", anchor="middle", style="dim")]
 
 

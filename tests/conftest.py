@@ -1,0 +1,56 @@
+"""Settings of the whole test run: hypothesis, the option that stores the outcomes of the laws."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
+settings.register_profile("default", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)
+settings.register_profile(
+    "explore", deadline=None, database=None, suppress_health_check=_QUIET, max_examples=1000
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store-laws",
+        action="store_true",
+        help="after the run, store which laws each method keeps (nett.core.results); of a full run only",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Laws(config), "nett-laws")
+
+
+class _Laws:
+    """Gathers, in the process that sees all reports, how each (card, law) came out."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.outcomes: dict[str, dict[str, str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        noted: dict[str, Any] = dict(report.user_properties)
+        if "card" not in noted or "law" not in noted:
+            return
+        laws = self.outcomes.setdefault(noted["card"], {})
+        before = laws.get(noted["law"], "passed")
+        now = report.outcome
+        # A law of several phases or cases holds if all of them do; a skipped one was not shown to hold.
+        laws[noted["law"]] = next(w for w in ("failed", "skipped", "passed") if w in (before, now))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.config.getoption("--store-laws") or hasattr(self.config, "workerinput"):
+            return
+        from nett.core.cards import find_card
+        from nett.core.results import store_law
+
+        for key, laws in sorted(self.outcomes.items()):
+            store_law(find_card(key), dict(sorted(laws.items())))
