@@ -11,7 +11,7 @@ from typing import Any, final
 import click
 
 import nett
-from nett.core.errors import NettError, UsageError
+from nett.core.errors import NettError, UsageError, did_you_mean
 from nett.core.progress import report
 
 VERBS = {
@@ -66,6 +66,15 @@ class Nett(click.Group):
 
             return room_group(cmd_name)
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        command = self.get_command(ctx, args[0])
+        if command is None:
+            known = self.list_commands(ctx)
+            raise UsageError(f"no command is called {args[0]!r}.{did_you_mean(args[0], known)}", hint="See: nett --help")
+        return args[0], command, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, rows in (("Verbs", VERBS), ("Rooms", rooms())):

@@ -132,9 +132,9 @@ class Room(click.Group):
         # Not click's own: a recipe's path must not be normalised, and the error should name what exists.
         command = self.get_command(ctx, args[0])
         if command is None:
-            names = [c.name for c in self.cards().values()]
+            near = did_you_mean(args[0].replace("-", "_"), [c.name for c in self.cards().values()])
             raise UsageError(
-                f"no method of the room {self.name} is called {args[0]!r}.{did_you_mean(args[0].replace('-', '_'), names)}",
+                f"no method of the room {self.name} is called {args[0]!r}.{near}",
                 hint=f"See: nett list {self.name}",
             )
         return args[0], command, args[1:]

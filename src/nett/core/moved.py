@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, final
 
@@ -92,7 +92,7 @@ def as_numbers(raw: Array, dtype: Dtype) -> Array:
     values = decode(raw, dtype)
     if values.dtype in (np.float32, np.float64):
         return values
-    return values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+    return np.asarray(values, np.float64 if values.dtype.itemsize > 2 else np.float32)
 
 
 def movement(a: Array, b: Array) -> Movement:
@@ -114,7 +114,10 @@ class Moved(Fold):
         self._a, self._b = a, b
 
     def look(self, pieces: Sequence[Array]) -> Movement:
-        return movement(as_numbers(pieces[0], self._a), as_numbers(pieces[1], self._b))
+        found = movement(as_numbers(pieces[0], self._a), as_numbers(pieces[1], self._b))
+        if self._a == self._b and self._a.kind == "int":  # float64 does not tell all large integers apart
+            return replace(found, changed=int(np.count_nonzero(pieces[0] != pieces[1])))
+        return found
 
     def join(self, before: Any, unit: Any) -> Any:
         return unit if before is None else before + unit
@@ -140,4 +143,4 @@ class Difference:
         left, right = self.a.values(start, stop), self.b.values(start, stop)
         if left.dtype != np.float64 and right.dtype != np.float64:
             left, right = left.astype(np.float32, copy=False), right.astype(np.float32, copy=False)
-        return np.subtract(right, left)
+        return np.asarray(right - left)

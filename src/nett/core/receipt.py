@@ -116,6 +116,8 @@ def as_bytes(receipt: Mapping[str, Any]) -> bytes:
 def read_receipt(folder: Path) -> dict[str, Any]:
     """The receipt that an output carries; Refused where there is none or it is of a newer kind."""
     file = folder / NAME
+    if not folder.is_dir():
+        raise Refused("there is no such folder", where=folder)
     if not file.is_file():
         raise Refused("carries no receipt (nett.json), so it was not written by nett", where=folder)
     try:

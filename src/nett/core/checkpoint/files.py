@@ -43,7 +43,7 @@ class FileReader:
 
     def read_into(self, target: Array, offset: int) -> None:
         """Fill ``target`` (bytes, 1-D) from byte ``offset`` on."""
-        view = memoryview(target)
+        view = target.data
         done = 0
         while done < len(view):
             got = os.preadv(self._descriptor(), [view[done:]], offset + done)

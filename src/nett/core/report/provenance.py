@@ -56,12 +56,12 @@ def files(page: Page, receipt: Mapping[str, Any]) -> None:
         page.heading("Inputs")
         about = [{k: v for k, v in i.items() if k != "files"} for i in inputs]
         record_table(page, [{k: Code(v) if k == "path" else v for k, v in row.items()} for row in about])
-        many = len(inputs) > 1
-        rows = [
-            [Code(f"{text_of(i.get('name'))}/{text_of(f.get('path'))}" if many and i.get("name") else text_of(f.get("path"))),
-             f.get("bytes"), Code(text_of(f.get("sha256")))]
-            for i in inputs for f in records(i, "files")
-        ]  # fmt: skip
+        rows = []
+        for one in inputs:
+            before = f"{text_of(one['name'])}/" if len(inputs) > 1 and one.get("name") else ""
+            for f in records(one, "files"):
+                path = Code(before + text_of(f.get("path")))
+                rows.append([path, f.get("bytes"), Code(text_of(f.get("sha256")))])
         if rows:
             page.table(["file", "bytes", "sha256"], rows)
     if outputs:

@@ -1,0 +1,86 @@
+"""What it would take to have one checkpoint from another by a delta: a lossless patch, or low-rank factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import final
+
+from nett.core.edge import Edge
+from nett.core.moved import Movement
+from nett.core.spectrum import Spectrum
+
+ENERGY = 0.99  # share of a difference's squared norm that its low-rank factors hold
+
+
+@final
+@dataclass(frozen=True)
+class TensorDelta:
+    """From the tensor ``source`` to ``target``, which has ``nbytes`` in elements of ``itemsize``."""
+
+    target: str
+    source: str
+    nbytes: int
+    itemsize: int
+    shape: tuple[int, ...]
+    moved: Movement
+    rank: Spectrum | None = None  # of the difference
+
+    @property
+    def patch(self) -> int:
+        """Bytes of a lossless patch: the changed elements, and a bitmap or 32-bit gaps to say where they belong."""
+        changed, size = self.moved.changed, self.moved.size
+        return changed * self.itemsize + min(-(-size // 8), 4 * changed)
+
+    @property
+    def factors(self) -> tuple[int, float] | None:
+        """Bytes of two low-rank factors, and the squared error that they leave; None where there is no such rank."""
+        found = self.rank.rank_for(ENERGY) if self.rank else None
+        if found is None:
+            return None
+        rank, error = found
+        return rank * sum(self.shape) * self.itemsize, error**2 * self.moved.distance
+
+
+@final
+@dataclass(frozen=True)
+class DeltaEdge:
+    """An edge for a whole checkpoint, and the same for each of its tensors."""
+
+    edge: Edge
+    parts: tuple[Edge, ...]
+
+
+def delta_edges(target: str, source: str, deltas: Sequence[TensorDelta]) -> list[DeltaEdge]:
+    """The deltas worth having, each as one edge; bytes are computed from what a delta must hold, not written."""
+    found = [_edge("sparse_delta", target, source, [(d, d.patch, 0.0) for d in deltas])]
+    low = []
+    for delta in deltas:
+        factors = delta.factors
+        if factors is not None and factors[0] < delta.patch:
+            low.append((delta, *factors))
+        else:
+            low.append((delta, delta.patch, 0.0))
+    if any(lost for _, _, lost in low):
+        found.append(_edge("low_rank_delta", target, source, low))
+    return [f for f in found if f is not None]
+
+
+def _edge(kind: str, target: str, source: str, costs: Sequence[tuple[TensorDelta, int, float]]) -> DeltaEdge | None:
+    """``costs``: each tensor with the bytes of its delta and the squared error that it leaves."""
+    worth = [(d, d.nbytes - cost, lost) for d, cost, lost in costs if cost < d.nbytes]
+    freed = sum(saved for _, saved, _ in worth)
+    if freed <= 0:
+        return None
+    norm = sum(d.moved.b_square for d, _, _ in costs)
+    error = _relative(sum(lost for _, _, lost in worth), norm)
+    parts = tuple(
+        Edge(kind, d.target, (d.source,), None, saved, None, _relative(lost, d.moved.b_square), "measured")
+        for d, saved, lost in worth
+    )
+    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, "measured"), parts)
+
+
+def _relative(lost: float, norm: float) -> float:
+    return sqrt(lost / norm) if norm else 0.0

@@ -1,0 +1,196 @@
+"""The shape of recipes, made from the cards: one pydantic model a method, and the JSON schema of them all."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal, Union
+
+from annotated_types import MinLen
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
+
+from nett.core.errors import UsageError
+from nett.merge.recipe_words import Vocabulary, Word, recipe_cards, vocabulary
+
+OWN = "nett"  # type of the errors whose message is already ours
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+_NUMERIC = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _wrong(what: str) -> PydanticCustomError:
+    return PydanticCustomError(OWN, "{what}", {"what": what})
+
+
+def _model_reference(value: Any) -> str:
+    """A model as text: the mapping form ``{model: …, lora: …}`` becomes ``model+lora``."""
+
+    def path(part: Any) -> str:
+        if isinstance(part, dict):
+            for key in part:
+                if key not in ("path", "revision"):
+                    raise _wrong(f"unknown key {key!r} in a model; known: path, revision")
+            if part.get("revision") is not None:
+                raise _wrong("a revision needs a download, and nett reads folders on this machine only")
+            part = part.get("path")
+        if not isinstance(part, str) or not part:
+            raise _wrong(f"{part!r} is not the path of a model")
+        return part
+
+    if isinstance(value, dict) and "model" in value:
+        for key, part in value.items():
+            if key == "override_architecture" and part is not None:
+                raise _wrong("override_architecture has no meaning here: nett goes by tensor names, not by architecture")
+            if key not in ("model", "lora", "override_architecture"):
+                raise _wrong(f"unknown key {key!r} in a model; known: model, lora")
+        return "+".join(path(value[key]) for key in ("model", "lora") if value.get(key) is not None)
+    return path(value)
+
+
+_PATH = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {"path": {"type": "string", "minLength": 1}, "revision": {"type": "null"}},
+            "required": ["path"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_REFERENCE = {
+    "description": "Folder or file of a model; BASE+ADAPTER applies a PEFT adapter.",
+    "anyOf": [
+        *_PATH["anyOf"],
+        {
+            "type": "object",
+            "properties": {
+                "model": _PATH,
+                "lora": {"anyOf": [*_PATH["anyOf"], {"type": "null"}]},
+                "override_architecture": {"type": "null"},
+            },
+            "required": ["model"],
+            "additionalProperties": False,
+        },
+    ],
+}
+Reference = Annotated[str, BeforeValidator(_model_reference), WithJsonSchema(_REFERENCE)]
+ElementType = Literal[tuple(prefix + d for d in DTYPES for prefix in ("", "torch."))]  # type: ignore[valid-type]
+
+
+def _scalar_schema(word: Word) -> dict[str, Any]:
+    shown = word.shown
+    if shown.choices:
+        return {"enum": list(shown.choices)}
+    if shown.type == "bool":
+        return {"anyOf": [{"type": "boolean"}, {"enum": ["true", "false", "yes", "no", "1", "0", 1, 0]}]}
+    number: dict[str, Any] = {"type": "integer" if shown.type == "int" else "number"}
+    for bound, key, opened, open_key in (
+        (shown.low, "minimum", shown.open_low, "exclusiveMinimum"),
+        (shown.high, "maximum", shown.open_high, "exclusiveMaximum"),
+    ):
+        if bound is not None:
+            number[open_key if opened else key] = bound
+    return {"anyOf": [number, {"type": "string", "pattern": _NUMERIC}]}
+
+
+def _shape(value: Any) -> str:
+    """Which of the four forms of a parameter's value this is; the tags begin with : so that no key equals one."""
+    if isinstance(value, dict | BaseModel):
+        return ":condition"
+    if isinstance(value, list):
+        return ":conditions" if any(isinstance(v, dict | BaseModel) for v in value) else ":gradient"
+    return ":value"
+
+
+def _setting(scalar: Any, title: str) -> Any:
+    """A value, a gradient over the layers, or one or more conditions on the tensor's name."""
+    gradient = list[scalar]  # type: ignore[valid-type]
+    plain = Annotated[
+        Union[Annotated[scalar, Tag(":value")], Annotated[gradient, Tag(":gradient")]],  # noqa: UP007
+        Discriminator(_shape),
+    ]
+    condition = create_model(f"{title}Condition", __config__=_STRICT, filter=(str | None, None), value=(plain, ...))
+    conditions = Annotated[list[condition], MinLen(1)]  # type: ignore[valid-type]
+    return Annotated[
+        Union[  # noqa: UP007
+            Annotated[scalar, Tag(":value")],
+            Annotated[gradient, Tag(":gradient")],
+            Annotated[condition, Tag(":condition")],
+            Annotated[conditions, Tag(":conditions")],
+        ],
+        Discriminator(_shape),
+    ]
+
+
+def _field(word: Word, title: str) -> Any:
+    def checked(value: Any) -> Any:
+        try:
+            return word.check(value)
+        except UsageError as error:
+            raise _wrong(error.what) from error
+
+    scalar = Annotated[Any, BeforeValidator(checked), WithJsonSchema(_scalar_schema(word))]
+    return Annotated[_setting(scalar, title + word.name.title()), Field(description=word.shown.description)]
+
+
+def _parameters(words: Vocabulary, *, each_only: bool) -> type[BaseModel]:
+    title = "".join(part.title() for part in words.card.name.split("_"))
+    # Field names are made up, since a parameter may be called `lambda`; the aliases are the recipe's words.
+    fields: dict[str, Any] = {}
+
+    def add(name: str, kind: Any) -> None:
+        fields[f"p{len(fields)}"] = (kind, Field(None, alias=name))
+
+    for word in words.each if each_only else words.words.values():
+        add(word.name, _field(word, title))
+    for name in words.ignored:
+        add(name, _setting(bool | int | float | str, title + name.title()))
+    for name, value in words.only.items():
+        add(name, Literal[value])
+    title += "ModelParameters" if each_only else "Parameters"
+    return create_model(title, __config__=_STRICT, **fields)
+
+
+@cache
+def recipe_model(name: str) -> type[BaseModel]:
+    """The pydantic model of the recipes of one method; keys that it does not name are forbidden."""
+    card = recipe_cards()[name]
+    words = vocabulary(card)
+    title = "".join(part.title() for part in card.name.split("_"))
+    entry = create_model(
+        f"{title}Model",
+        __config__=_STRICT,
+        model=(Reference, ...),
+        parameters=(_parameters(words, each_only=True) | None, None),
+    )
+    spellings = tuple(dict.fromkeys((card.name, card.name.replace("_", "-"))))
+    return create_model(
+        f"{title}Recipe",
+        __config__=ConfigDict(extra="forbid", title=f"{card.title} recipe"),
+        __doc__=card.summary,
+        merge_method=(Literal[spellings], ...),
+        models=(Annotated[list[entry], MinLen(1)], ...),  # type: ignore[valid-type]
+        base_model=(Reference, ...) if words.has_base else (Reference | None, None),
+        dtype=(ElementType | None, None),
+        out_dtype=(ElementType | None, None),
+        parameters=(_parameters(words, each_only=False) | None, None),
+    )
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of all recipes, told apart by ``merge_method``."""
+    models = tuple(recipe_model(name) for name in sorted(recipe_cards()))
+    union = Annotated[Union[models], Field(discriminator="merge_method")]  # noqa: UP007
+    schema = TypeAdapter(union).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "nett merge recipe"} | schema

@@ -1,0 +1,138 @@
+"""YAML with line numbers: plain data only, no tag but the core ones, no key twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from nett.core.errors import UsageError
+
+Place = tuple[str | int, ...]  # keys and indexes from the top of the document
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000  # aliases are expanded, and a few lines of them can stand for more than memory holds
+MAX_DEPTH = 40
+_CORE = "tag:yaml.org,2002:"
+_PLAIN = {f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
+
+
+@final
+@dataclass(frozen=True)
+class Document:
+    """The content of one YAML file, and the line (from 1) on which each part of it stands."""
+
+    file: Path
+    text: str
+    data: Mapping[str, Any]
+    lines: Mapping[Place, int]
+
+    def line(self, place: Place) -> int:
+        """The line of ``place``, or of the nearest part around it that the file has."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+    def at(self, place: Place) -> str:
+        """``recipe.yml:7``."""
+        return f"{self.file}:{self.line(place)}"
+
+
+def read_document(file: Path) -> Document:
+    """Read a file of one YAML document that is a mapping. UsageError, with the line, where it is anything else."""
+    try:
+        blob = file.read_bytes() if file.stat().st_size <= MAX_BYTES else None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=file) from error
+    if blob is None:
+        raise UsageError(f"is larger than {MAX_BYTES:,} bytes; recipes are small", where=file)
+    try:
+        text = blob.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is not UTF-8 text (byte {error.start})", where=file) from error
+    reader = _Reader(file)
+    try:
+        data = reader.read(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"is not valid YAML: {error.problem or error.context}", where=f"{file}:{line}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"is not valid YAML: {error}", where=file) from error
+    if not isinstance(data, dict):
+        raise UsageError("is not a mapping of keys to values (merge_method: …, models: …)", where=file)
+    return Document(file, text, data, reader.lines)
+
+
+@final
+class _Reader:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.lines: dict[Place, int] = {}
+        self._nodes = 0
+        self._flat: set[int] = set()  # mappings whose merge keys are resolved already (aliases come by again)
+
+    def read(self, text: str) -> Any:
+        self._loader = yaml.SafeLoader(text)
+        try:
+            if not self._loader.check_node():
+                raise UsageError("is empty", where=self.file)
+            node = self._loader.get_node()
+            if self._loader.check_node():
+                line = self._loader.get_node().start_mark.line + 1
+                raise UsageError(
+                    "holds several YAML documents; nett runs one merge a file",
+                    where=f"{self.file}:{line}",
+                    hint="Write each document to a file of its own and run them one after the other.",
+                )
+            return self._plain(node, (), 0)
+        finally:
+            self._loader.dispose()
+
+    def _wrong(self, what: str, node: yaml.Node, hint: str | None = None) -> UsageError:
+        return UsageError(what, where=f"{self.file}:{node.start_mark.line + 1}", hint=hint)
+
+    def _plain(self, node: yaml.Node, place: Place, depth: int) -> Any:
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise self._wrong("is nested too deeply, or its aliases stand for too much", node)
+        self.lines.setdefault(place, node.start_mark.line + 1)
+        if node.tag not in _PLAIN:
+            word = node.tag.replace(_CORE, "!!")
+            raise self._wrong(
+                f"holds a value of type {word}; a recipe is plain data (text, numbers, lists, mappings)",
+                node,
+                "Put the value in quotes if it is meant as text." if isinstance(node, yaml.ScalarNode) else None,
+            )
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*place, i), depth + 1) for i, item in enumerate(node.value)]
+        try:
+            return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise self._wrong(f"{node.value!r} is not of the type that it claims: {error}", node) from error
+
+    def _mapping(self, node: yaml.MappingNode, place: Place, depth: int) -> dict[str, Any]:
+        if id(node) not in self._flat:
+            self._flat.add(id(node))
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.tag == f"{_CORE}merge":
+                    continue
+                if key.tag != f"{_CORE}str":
+                    name = key.value if isinstance(key, yaml.ScalarNode) else "[…]"
+                    raise self._wrong(f"has the key {name}, which YAML does not read as text", key, "Put it in quotes.")
+                if key.value in seen:
+                    raise self._wrong(f"has the key {key.value!r} twice", key)
+                seen.add(key.value)
+            self._loader.flatten_mapping(node)
+        # What is merged in comes first, so that the mapping's own keys win.
+        own = {key.value: (key, value) for key, value in node.value}
+        found: dict[str, Any] = {}
+        for name, (key, value) in own.items():
+            self.lines[(*place, name)] = key.start_mark.line + 1
+            found[name] = self._plain(value, (*place, name), depth + 1)
+        return found

@@ -1,0 +1,55 @@
+"""Laws of what only looks (kind ``measure``) and of commands that take the user's paths themselves: the same answer
+every time, inputs untouched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nett.core.registry import Card
+from nett.core.tiny import fine_tune_of, write_llama
+
+Law = Callable[[Card, Path], None]
+
+
+def assets(folder: Path) -> list[str]:
+    """A base and two fine-tunes of it."""
+    base = write_llama(folder / "base", shards=2)
+    return [str(base), *(str(fine_tune_of(base, folder / f"m{i}", seed=i)) for i in (1, 2))]
+
+
+def answered(card: Card, paths: list[str]) -> Any:
+    """What the command says, as plain JSON without times."""
+    result = card.load()(paths, **card.resolve({}))
+    if hasattr(result, "__iter__") and not isinstance(result, str | dict | list):
+        result = list(result)
+    return _timeless(json.loads(json.dumps(result, default=_plain)))
+
+
+def _plain(value: Any) -> Any:
+    return value.as_json() if hasattr(value, "as_json") else vars(value) if hasattr(value, "__dict__") else str(value)
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if "second" not in k}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def same_answer_twice(card: Card, folder: Path) -> None:
+    paths = assets(folder)
+    assert answered(card, paths) == answered(card, paths)
+
+
+def assets_untouched(card: Card, folder: Path) -> None:
+    paths = assets(folder)
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    states = [(f.read_bytes(), f.stat().st_mtime_ns) for f in files]
+    answered(card, paths)
+    assert sorted(f for f in folder.rglob("*") if f.is_file()) == files
+    assert [(f.read_bytes(), f.stat().st_mtime_ns) for f in files] == states
+
+
+LAWS: list[Law] = [same_answer_twice, assets_untouched]

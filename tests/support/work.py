@@ -1,0 +1,130 @@
+"""What the forge's children do: merges with small chunks, dying at a chosen step, watched for memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STEPS = ("pwrite", "write", "fdatasync", "fsync", "rename", "ftruncate", "posix_fallocate", "unlink", "mkdir")
+
+
+def warm() -> None:
+    """Import and compile everything once, on a model of a few numbers in memory."""
+    import numpy as np
+    from support.memory import ArraysCheckpoint, merged_in_memory
+
+    from nett.core.cards import all_cards
+    from nett.core.progress import report
+    from nett.merge import engine, restoring  # noqa: F401
+
+    report.style = "quiet"
+    rng = np.random.default_rng(0)
+    for dtype in ("F32", "BF16"):
+        models = [
+            ArraysCheckpoint({"a": rng.normal(size=40).astype(np.float32)}, dtype, name=f"m{i}") for i in range(2)
+        ]
+        for card in all_cards():
+            if card.room == "merge" and card.kind == "reduce" and not card.command:
+                base = models[0] if "base" in card.operands else None
+                merged_in_memory(card, base, models[1:], card.resolve({}))
+
+
+def small_pieces(chunk: int, small: int, mark: int) -> None:
+    """Make the engine cut even tiny models into many chunks, and journal often."""
+    from nett.merge import engine, job, restoring, stream, verifying
+
+    for module in (job, engine, restoring, stream, verifying):
+        module.CHUNK = chunk  # type: ignore[attr-defined]
+    stream.SMALL = small
+    engine.SMALL = small
+    engine.MARK_BYTES = mark
+
+
+def merge(
+    *,
+    method: str,
+    models: Sequence[str],
+    out: str,
+    base: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    chunk: int = 1 << 17,
+    small: int = 16 << 17,
+    mark: int = 64 << 20,
+    **options: Any,
+) -> dict[str, Any]:
+    """``nett merge METHOD`` without the speak check."""
+    from nett.core.cards import find_card
+    from nett.merge import engine
+
+    small_pieces(chunk, small, mark)
+    ground = Path(base) if base is not None else None
+    card = find_card(f"merge/{method}")
+    return engine.run(card, models, parameters or {}, out=Path(out), base=ground, speak=False, **options)
+
+
+def restore(*, folder: str, task: str, out: str, **options: Any) -> dict[str, Any]:
+    """``nett restore FOLDER --task TASK``."""
+    from nett.core.receipt import read_receipt
+    from nett.merge.restoring import restore_task
+
+    return restore_task(Path(folder), read_receipt(Path(folder)), task=task, out=Path(out), **options)
+
+
+def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any) -> int:
+    """Do the work and return how many write steps it took; at step ``die_at`` die like a machine without power.
+
+    ``torn``: a step that writes bytes gets half of them down before the end.
+    """
+    taken = 0
+
+    def watched(name: str, real: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal taken
+            if taken == die_at:
+                if torn and name in ("pwrite", "write"):
+                    data = bytes(args[1])
+                    real(args[0], data[: len(data) // 2], *args[2:])
+                os._exit(77)
+            taken += 1
+            return real(*args, **kwargs)
+
+        return step
+
+    for name in STEPS:
+        setattr(os, name, watched(name, getattr(os, name)))
+    globals()[call](**arguments)
+    return taken
+
+
+def many_merges(*, jobs: Sequence[dict[str, Any]], done: str) -> None:
+    """One merge after the other; the count of finished ones is in the file ``done``."""
+    for number, job in enumerate(jobs, start=1):
+        merge(**job)
+        Path(done).write_text(str(number))
+
+
+def peak_memory(**arguments: Any) -> int:
+    """Bytes by which the work raised this process's resident set above what it was at the start."""
+    import gc
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    before = _resident("VmRSS")
+    merge(**arguments)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def ignore_quota(limit: int) -> None:
+    """Files of this process may not grow beyond ``limit`` bytes; going there is an error, not a signal."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
