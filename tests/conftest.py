@@ -47,10 +47,12 @@ class _Laws:
         noted: dict[str, Any] = dict(report.user_properties)
         if "card" not in noted or "law" not in noted:
             return
+        word = str(report.outcome)
+        if report.skipped:
+            word = f"skipped: {report.longrepr[2] if isinstance(report.longrepr, tuple) else 'no reason given'}"
         laws = self.outcomes.setdefault(noted["card"], {})
-        before = laws.get(noted["law"], "passed")
-        # A law holds if every phase and case of it does; one that was skipped was not shown to hold.
-        laws[noted["law"]] = next(w for w in ("failed", "skipped", "passed") if w in (before, report.outcome))
+        if laws.get(noted["law"], "passed") == "passed" or word == "failed":  # a law holds if every phase of it does
+            laws[noted["law"]] = word
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.config.getoption("--store-laws") or hasattr(self.config, "workerinput"):

@@ -25,7 +25,7 @@ from nett.core.dtypes import encode
 from nett.core.tiny import write_llama
 
 CHUNK_ROWS = 512
-STEP = 2e-4  # median deviation of a move, about a hundredth of a weight
+STEP = 1e-3  # median deviation of a move, some hundredths of a weight
 SPREAD = 0.5  # deviation of the logarithm of the rows' deviations
 
 

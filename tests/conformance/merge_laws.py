@@ -23,6 +23,7 @@ from support.memory import ArraysCheckpoint, merged_in_memory
 from support.shared import shared_folder
 from support.tensors import Array, read_tensors, rounded, write_tensors
 
+from nett.core.errors import NettError, UsageError
 from nett.core.registry import Card
 from nett.merge import engine, job, stream
 from nett.merge.outputs import outputs_of
@@ -252,7 +253,7 @@ def identity(card: Card, folder: Path) -> None:
         if values.dtype.kind == "f":
             safe = np.abs(origin[name]) > 2.0**-12 * np.abs(base_tensors[name])
             assert np.array_equal(values[safe], origin[name][safe])
-            assert np.mean(safe) > 0.99 or values.size < 100
+            assert np.count_nonzero(safe) >= 0.99 * values.size - 1
         else:
             # integers are copied, from the base where there is one
             assert np.array_equal(values, (base_tensors if "base" in card.operands else origin)[name])
@@ -283,11 +284,11 @@ def any_chunks_equal_the_whole(card: Card, folder: Path) -> None:
     kernel = card.load()
     choices = settings_of(card)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(
-        size=st.integers(1, 300),
-        chunk=st.integers(1, 310),
-        small=st.sampled_from([0, 50, 1 << 20]),
+        size=st.integers(1, 80),
+        chunk=st.integers(1, 90),
+        small=st.sampled_from([1, 4, 1000]),
         seed=st.integers(0, 99),
         choice=st.sampled_from(choices),
         threads=st.sampled_from([1, 1, 2]),
@@ -300,7 +301,7 @@ def any_chunks_equal_the_whole(card: Card, folder: Path) -> None:
         whole = kernel(*operands(card, [base, *tuned]), **choice)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(job, "CHUNK", chunk)
-            patch.setattr(stream, "SMALL", small)
+            patch.setattr(stream, "SMALL", small * chunk)
             patch.setattr(stream, "CHUNK", chunk)
             found = merged_in_memory(card, ground, checkpoints[1:], card.resolve(choice), threads=threads)
         assert digest(found[""]) == digest(whole)
@@ -311,7 +312,7 @@ def any_chunks_equal_the_whole(card: Card, folder: Path) -> None:
 def any_number_of_threads(card: Card, folder: Path) -> None:
     """Files of 1, 2 and 3 threads are equal, for tensors below and above what one thread takes whole."""
     made = folders(card, folder, make=noise_arrays)
-    for number, (chunk, small) in enumerate(((8, 64), (104, 1 << 20), (1 << 17, 1 << 21))):
+    for number, (chunk, small) in enumerate(((64, 128), (1 << 17, 1 << 21))):
         with pytest.MonkeyPatch.context() as patch:
             for module in (job, stream, engine):
                 patch.setattr(module, "CHUNK", chunk)
@@ -386,10 +387,11 @@ def bad_parameters_on_arrays(card: Card, folder: Path) -> None:
     for parameter in card.parameters:
         if parameter.many:
             good = parameter.default
-            with pytest.raises(Exception, match=parameter.name):
+            with pytest.raises(UsageError, match=parameter.name):
                 card.load()(*operands(card, arrays), **{parameter.name: [good] * (models_of(card) + 1)})
-    with pytest.raises(Exception, match="shape"):
-        card.load()(*operands(card, [arrays[0], arrays[1][:5], *arrays[2:]]))
+    if "base" in card.operands or models_of(card) > 1:
+        with pytest.raises(NettError, match="shape"):
+            card.load()(*operands(card, [arrays[0], *arrays[1:-1], arrays[-1][:5]]))
 
 
 def restored_as_the_formula_says(card: Card, folder: Path) -> None:

@@ -94,12 +94,13 @@ class Parameter:
             )
         try:
             made = self._cast(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             kind = {"float": "a number", "int": "a whole number", "bool": "true or false"}.get(self.type, self.type)
             limits = f" ({self.range})" if self.range else ""
             raise UsageError(f"{self.name} = {value!r} is not {kind}{limits}", where=where) from error
         if isinstance(made, int | float) and not isinstance(made, bool) and not self._inside(made):
-            raise UsageError(f"{self.name} = {value!r} is out of range: {self.range}", where=where)
+            expected = self.range or f"{self.name} must be a finite number"
+            raise UsageError(f"{self.name} = {value!r} is out of range: {expected}", where=where)
         return made
 
     def _cast(self, value: Any) -> Any:
@@ -115,13 +116,18 @@ class Parameter:
                 raise ValueError(value)
             return float(value)
         if self.type == "int":
-            if isinstance(value, bool) or float(value) != int(float(value)):
+            if isinstance(value, bool):
                 raise ValueError(value)
-            return int(float(value))
+            try:
+                return int(str(value))  # not by way of float, which has no room for large seeds
+            except ValueError:
+                if float(value) != int(float(value)):
+                    raise
+                return int(float(value))
         return str(value)
 
     def _inside(self, value: float) -> bool:
-        if value != value:
+        if value != value or value in (float("inf"), float("-inf")):
             return False
         if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
             return False

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from nett.core.cards import PACKAGE
+from nett.core.cards import PACKAGE, all_cards
 from nett.core.errors import NettError, Refused, UsageError
 from nett.core.registry import Card
 
@@ -131,14 +131,12 @@ def _claim_file(paper: str) -> Path:
     return ROOT / "claims" / f"{paper}.json"
 
 
-def claim_result(paper: str) -> ClaimResult | None:
-    """The stored outcome of a paper's claim, or None."""
-    from nett.core.cards import all_cards
-
+def claim_result(paper: str, cards: Mapping[str, Card] | None = None) -> ClaimResult | None:
+    """The stored outcome of a paper's claim, or None. ``cards`` by key, where the caller has them already."""
     record = _read(_claim_file(paper))
     if record is None:
         return None
-    cards = {c.key: c for c in all_cards()}
+    cards = {c.key: c for c in all_cards()} if cards is None else cards
     keys = record["code"]
     stale = [m for m in record["methods"] if m not in cards or not is_current(cards[m], keys[m])]
     return ClaimResult(record, tuple(stale))

@@ -73,6 +73,7 @@ class Job:
     cast: Dtype | None = None  # inputs are rounded to this type first (recipes: `dtype`)
     recipe: str | None = None
     notes: tuple[str, ...] = field(default=())
+    giver: Checkpoint | None = None  # of config and tokenizer, where it is not the one below (recipes: base_model)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -82,6 +83,8 @@ class Job:
     @property
     def donor(self) -> Checkpoint:
         """Who gives config and tokenizer: the base, else the first model."""
+        if self.giver is not None:
+            return self.giver
         return self.base if self.base is not None else self.tuned[0]
 
 

@@ -98,6 +98,8 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
         return raw
 
     def finish(task: TensorTask, index: int, result: Any, operands: list[Any]) -> Made:
+        if not task.size:  # a tensor without elements: it stands in the header only
+            return Made({}, {}, {})
         if task.copied:
             return Made({("model", ""): result}, {}, {})
         if not isinstance(result, Mapping):
@@ -145,7 +147,7 @@ def pieces(job: Job, task: TensorTask, made: Made) -> list[tuple[str, Array]]:
             raw = made.bytes.get((output.name, label))
             if raw is not None:
                 found.append((output.stem(label), raw))
-            elif not task.copied:
+            elif not task.copied and task.size:
                 raise NettError(f"{job.card.key} gave nothing for its output {output.name!r}")
     return found
 

@@ -13,7 +13,7 @@ from nett.merge.protocol import weighted
 @method(
     title="Passthrough",
     identity={},
-    mergekit={"models": 1},
+    mergekit={"models": 1, "per_model": ["scale"]},
 )
 def passthrough(tuned: Sequence[Array], *, scale: float = 1.0) -> Array:
     """Write one model out as it is, each tensor times a factor.

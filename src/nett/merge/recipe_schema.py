@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import operator
+from functools import cache, reduce
 from typing import Annotated, Any, Literal, Union
 
 from annotated_types import MinLen
@@ -50,7 +51,7 @@ def _model_reference(value: Any) -> str:
     if isinstance(value, dict) and "model" in value:
         for key, part in value.items():
             if key == "override_architecture" and part is not None:
-                raise _wrong("override_architecture has no meaning here: nett goes by tensor names, not by architecture")
+                raise _wrong("override_architecture has no meaning here: nett goes by tensor names")
             if key not in ("model", "lora", "override_architecture"):
                 raise _wrong(f"unknown key {key!r} in a model; known: model, lora")
         return "+".join(path(value[key]) for key in ("model", "lora") if value.get(key) is not None)
@@ -115,13 +116,15 @@ def _shape(value: Any) -> str:
 
 def _setting(scalar: Any, title: str) -> Any:
     """A value, a gradient over the layers, or one or more conditions on the tensor's name."""
-    gradient = list[scalar]  # type: ignore[valid-type]
+    gradient = list[scalar]
     plain = Annotated[
         Union[Annotated[scalar, Tag(":value")], Annotated[gradient, Tag(":gradient")]],  # noqa: UP007
         Discriminator(_shape),
     ]
-    condition = create_model(f"{title}Condition", __config__=_STRICT, filter=(str | None, None), value=(plain, ...))
-    conditions = Annotated[list[condition], MinLen(1)]  # type: ignore[valid-type]
+    condition: Any = create_model(
+        f"{title}Condition", __config__=_STRICT, filter=(str | None, None), value=(plain, ...)
+    )
+    conditions = Annotated[list[condition], MinLen(1)]
     return Annotated[
         Union[  # noqa: UP007
             Annotated[scalar, Tag(":value")],
@@ -156,7 +159,7 @@ def _parameters(words: Vocabulary, *, each_only: bool) -> type[BaseModel]:
         add(word.name, _field(word, title))
     for name in words.ignored:
         add(name, _setting(bool | int | float | str, title + name.title()))
-    for name, value in words.only.items():
+    for name, value in () if each_only else words.only.items():
         add(name, Literal[value])
     title += "ModelParameters" if each_only else "Parameters"
     return create_model(title, __config__=_STRICT, **fields)
@@ -168,29 +171,27 @@ def recipe_model(name: str) -> type[BaseModel]:
     card = recipe_cards()[name]
     words = vocabulary(card)
     title = "".join(part.title() for part in card.name.split("_"))
-    entry = create_model(
-        f"{title}Model",
-        __config__=_STRICT,
-        model=(Reference, ...),
-        parameters=(_parameters(words, each_only=True) | None, None),
-    )
+    fields: dict[str, Any] = {
+        "model": (Reference, ...),
+        "parameters": (_parameters(words, each_only=True) | None, None),
+    }
+    entry: Any = create_model(f"{title}Model", __config__=_STRICT, **fields)
     spellings = tuple(dict.fromkeys((card.name, card.name.replace("_", "-"))))
-    return create_model(
-        f"{title}Recipe",
-        __config__=ConfigDict(extra="forbid", title=f"{card.title} recipe"),
-        __doc__=card.summary,
-        merge_method=(Literal[spellings], ...),
-        models=(Annotated[list[entry], MinLen(1)], ...),  # type: ignore[valid-type]
-        base_model=(Reference, ...) if words.has_base else (Reference | None, None),
-        dtype=(ElementType | None, None),
-        out_dtype=(ElementType | None, None),
-        parameters=(_parameters(words, each_only=False) | None, None),
-    )
+    fields = {
+        "merge_method": (Literal[spellings], ...),
+        "models": (Annotated[list[entry], MinLen(1)], ...),
+        "base_model": (Reference, ...) if words.has_base else (Reference | None, None),
+        "dtype": (ElementType | None, None),
+        "out_dtype": (ElementType | None, None),
+        "parameters": (_parameters(words, each_only=False) | None, None),
+    }
+    config = ConfigDict(extra="forbid", title=f"{card.title} recipe")
+    return create_model(f"{title}Recipe", __config__=config, __doc__=card.summary, **fields)
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of all recipes, told apart by ``merge_method``."""
-    models = tuple(recipe_model(name) for name in sorted(recipe_cards()))
-    union = Annotated[Union[models], Field(discriminator="merge_method")]  # noqa: UP007
-    schema = TypeAdapter(union).json_schema()
+    models: list[Any] = [recipe_model(name) for name in sorted(recipe_cards())]
+    union: Any = Annotated[reduce(operator.or_, models), Field(discriminator="merge_method")]
+    schema: dict[str, Any] = TypeAdapter(union).json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "nett merge recipe"} | schema

@@ -79,13 +79,13 @@ class _Reader:
         try:
             if not self._loader.check_node():
                 raise UsageError("is empty", where=self.file)
-            node = self._loader.get_node()
+            node: Any = self._loader.get_node()
             if self._loader.check_node():
-                line = self._loader.get_node().start_mark.line + 1
-                raise UsageError(
+                second: Any = self._loader.get_node()
+                raise self._wrong(
                     "holds several YAML documents; nett runs one merge a file",
-                    where=f"{self.file}:{line}",
-                    hint="Write each document to a file of its own and run them one after the other.",
+                    second,
+                    "Write each document to a file of its own and run them one after the other.",
                 )
             return self._plain(node, (), 0)
         finally:
@@ -111,7 +111,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*place, i), depth + 1) for i, item in enumerate(node.value)]
         try:
-            return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._loader.construct_object(node)
         except ValueError as error:
             raise self._wrong(f"{node.value!r} is not of the type that it claims: {error}", node) from error
 

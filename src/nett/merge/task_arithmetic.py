@@ -14,7 +14,7 @@ from nett.merge.protocol import for_each, share, weighted, weighted_sum
     needs=["base"],
     identity={"scale": 1.0},
     symmetric=True,
-    mergekit={"rename": {"lambda": "scale"}, "required": ["weight"], "ignored": ["int8_mask"]},
+    mergekit={"rename": {"lambda": "scale"}, "required": ["weight"], "ignored": ["int8_mask", "density", "rescale"]},
 )
 def task_arithmetic(
     base: Array,

@@ -29,6 +29,7 @@ from nett.merge.protocol import for_each, weighted
             "zero_sign": "positive",
         },
         "ignored": ["int8_mask"],
+        "only": {"rescale": False},
     },
 )
 def ties(

@@ -39,6 +39,7 @@ class GgufHeader:
     """Scalars and strings of the metadata (arrays as their length), and the tensor table."""
 
     metadata: dict[str, Any]
+    pairs: dict[str, tuple[int, int]]  # key -> where its key, type and value begin and end in the file
     tensors: tuple[GgufTensor, ...]
     size: int  # of the file in bytes
 
@@ -88,7 +89,9 @@ class _Walk:
         if kind == _STRING:
             return self.text(what)
         if kind != _ARRAY or depth > _MAX_DEPTH:
-            self.refuse(f"{what} is of the unknown metadata type {kind}" if kind != _ARRAY else f"{what} nests too deep")
+            self.refuse(
+                f"{what} is of the unknown metadata type {kind}" if kind != _ARRAY else f"{what} nests too deep"
+            )
         element, count = self.number("I", what), self.number("Q", what)
         if element in _SCALARS:
             self.skip(count * struct.calcsize("<" + _SCALARS[element]), what)
@@ -116,16 +119,19 @@ def _read(walk: _Walk) -> GgufHeader:
         walk.refuse("does not begin with 'GGUF'")
     version = walk.number("I", "the version")
     if version not in (2, 3):
-        big = version & 0xFFFF == 0
+        big = version and version & 0xFFFF == 0
         walk.refuse("is big-endian, which nett does not read" if big else f"has GGUF version {version}, known: 2 and 3")
     tensor_count, pair_count = walk.number("Q", "the tensor count"), walk.number("Q", "the metadata count")
     walk.need(tensor_count * 32 + pair_count * 13, f"a header of {tensor_count} tensors and {pair_count} keys")
     metadata: dict[str, Any] = {}
+    pairs: dict[str, tuple[int, int]] = {}
     for _ in range(pair_count):
+        begin = walk.at
         key = walk.text("a metadata key", _MAX_NAME)
         if key in metadata:
             walk.refuse(f"the metadata key {key!r} stands twice")
         metadata[key] = walk.value(walk.number("I", f"the type of {key!r}"), f"the metadata value {key!r}")
+        pairs[key] = (begin, walk.at)
     table = [_entry(walk) for _ in range(tensor_count)]
     align = metadata.get("general.alignment", 32)
     if not isinstance(align, int) or isinstance(align, bool) or align < 1 or align & (align - 1):
@@ -138,7 +144,7 @@ def _read(walk: _Walk) -> GgufHeader:
         if entry.offset % align or start + entry.offset > walk.size:
             walk.refuse(f"tensor {entry.name!r} is said to begin at byte {entry.offset} of the data")
     tensors = tuple(GgufTensor(t.name, t.shape, t.type, start + t.offset) for t in table)
-    return GgufHeader(metadata, tensors, walk.size)
+    return GgufHeader(metadata, pairs, tensors, walk.size)
 
 
 def _entry(walk: _Walk) -> GgufTensor:
@@ -149,4 +155,6 @@ def _entry(walk: _Walk) -> GgufTensor:
     shape = struct.unpack(f"<{dims}Q", walk.take(8 * dims, f"the shape of {name!r}"))[::-1]
     if prod(shape) > 1 << 62:
         walk.refuse(f"tensor {name!r} is said to have the shape {shape}")
-    return GgufTensor(name, shape, walk.number("I", f"the type of {name!r}"), walk.number("Q", f"the offset of {name!r}"))
+    return GgufTensor(
+        name, shape, walk.number("I", f"the type of {name!r}"), walk.number("Q", f"the offset of {name!r}")
+    )

@@ -30,12 +30,13 @@ def heat(
     most = max((abs(v) for v in good), default=0.0) or 1.0
     left = min(260.0, max([width(clean(t)) for t in rows[:down]] or [0.0])) + 10
     tall = 26 if down <= 16 else 18 if down <= 40 else 13 if down <= 60 else 7
-    wide = min(110.0, (WIDTH - left - 40) / max(1, across))
     names = [clean(t) for t in columns[:across]]
-    turned = max([width(t) for t in names] or [0.0]) > wide - 6
-    top = 24.0
-    if turned:
-        top = min(150.0, max(width(t) for t in names) * 0.8 + 18)
+    longest = max([width(t) for t in names] or [0.0])
+    wide, top = min(110.0, (WIDTH - left - 4) / max(1, across)), 24.0
+    turned = longest > wide - 6
+    if turned:  # names rise to the right: above the cells and past the last of them
+        longest = min(longest, 165.0)
+        wide, top = min(110.0, (WIDTH - left - longest * 0.58 - 8) / max(1, across)), longest * 0.82 + 16
     texts = [[number(v) for v in row] for row in cells]
     written = tall >= 18 and all(width(t, 11) <= wide - 4 for row in texts for t in row)
     strongest = 0.5 if written else 1.0  # ink must stay readable on the strongest colour
@@ -84,8 +85,7 @@ def _column_names(names: Sequence[str], left: float, wide: float, top: float, tu
         x = left + (c + 0.5) * wide
         if turned:
             turn = f"translate({num(x + 4)} {num(top - 6)}) rotate(-55)"
-            room = min((top - 12) / 0.82, (WIDTH - x - 6) / 0.57)  # by height, by what is left to the right
-            parts.append(tag("g", {"transform": turn}, label(0, 0, names[c], room=room)))
+            parts.append(tag("g", {"transform": turn}, label(0, 0, names[c], room=(top - 16) / 0.82)))
         else:
             parts.append(label(x, top - 8, names[c], anchor="middle"))
     return parts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from nett.core.errors import NettError
-from nett.core.report.words import Code, Number, clean, is_number, number, words
+from nett.core.report.words import Code, Number, clean, is_number, words
 
 MOST_ROWS = 60  # of a table, before the rest is only counted
 _MOST_CODE = 200  # lines
@@ -73,7 +73,7 @@ class Page:
         """Names with their values, one a row."""
         rows = [[_cell(str(k), head=True), _cell(v)] for k, v in mapping.items()]
         for row in rows:
-            row[1]["style"] = ""  # one column holds values of all kinds: set to the left, they read better
+            row[1]["style"] = ""  # one column holds values of all kinds: to the left they read better
         self._add("table", headers=[], right=[], rows=rows, columns=2, more="", caption="")
 
     def bars(self, rows: Sequence[Sequence[Any]], *, title: str = "", unit: str = "", note: str = "") -> None:
@@ -143,8 +143,13 @@ class Page:
         """Thin bars for {tensor: value} or [(tensor, value)], hundreds of them, in the order given."""
         from nett.core.report.strip import strip
 
-        svg, remark = strip(values, name=title, unit=unit) if len(values) else ("", "")
-        self._figure(title, note, svg, remark)
+        if len(values) <= 16:  # few enough for their names to stand beside them
+            self.bars(
+                list(values.items()) if isinstance(values, Mapping) else values, title=title, unit=unit, note=note
+            )
+            return
+        svg, remark = strip(values, name=title, unit=unit)
+        return self._figure(title, note, svg, remark)
 
     def _figure(self, title: str, note: str, svg: str, remark: str = "", data: dict[str, Any] | None = None) -> None:
         if not svg:
@@ -220,12 +225,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, 
 
 def _cell(value: Any, *, head: bool = False) -> dict[str, Any]:
     """A value as the template shows it: its text, its class, whether it is set as code."""
-    style = ""
-    if isinstance(value, str):
-        text = value
-        style = {"✓": "good", "✗": "bad"}.get(value[:1], "")
+    style, text = "", words(value)
+    if isinstance(value, Code):  # a short command and a hash stay on one line; what is longer may break
+        style = "whole" if len(text) <= (26 if " " in text else 64) else "long"
+    elif isinstance(value, str):
+        style = {"✓": "good", "✗": "bad"}.get(text[:1], "")
     elif is_number(value):
-        text, style = number(value), "n"
-    else:
-        text = words(value)
+        style = "n"
     return {"tag": "th" if head else "td", "text": text, "style": style, "code": isinstance(value, Code)}

@@ -17,7 +17,9 @@ def method(page: Page, receipt: Mapping[str, Any]) -> None:
     if receipt.get("method") or parameters:
         page.heading("Method")
         about = {"method": Code("/".join(str(receipt[k]) for k in ("room", "method") if receipt.get(k)))}
-        given = parameters if isinstance(parameters, Mapping) else {}
+        given = dict(parameters) if isinstance(parameters, Mapping) else {}
+        options = receipt.get("options")
+        given |= options if isinstance(options, Mapping) else {}
         exact = {str(k): Code(v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in given.items()}
         page.key_values({k: v for k, v in about.items() if v} | exact)
     if recipe:
@@ -34,12 +36,11 @@ def add_edges(page: Page, edges: Sequence[Mapping[str, Any]]) -> None:
     for edge in edges:
         sources = edge.get("sources") or []
         rest = f" and {len(sources) - 3:,} more" if len(sources) > 3 else ""
+        begin = "\nfrom " + ", ".join(text_of(s) for s in sources[:3]) + rest if sources else ""
         rows.append(
             {
-                "target": Code(text_of(edge.get("target"))),
-                "from": Code(", ".join(text_of(s) for s in sources[:3]) + rest),
-                "kind": text_of(edge.get("kind")).replace("_", " "),
-                "method": edge.get("method"),
+                "asset": Code(text_of(edge.get("target")) + begin),
+                "kind": f"{text_of(edge.get('kind')).replace('_', ' ')}\n{text_of(edge.get('method'))}".strip(),
                 "bytes freed": edge.get("bytes_freed"),
                 "seconds": edge.get("seconds"),
                 "error": edge.get("error"),
@@ -58,10 +59,11 @@ def files(page: Page, receipt: Mapping[str, Any]) -> None:
         record_table(page, [{k: Code(v) if k == "path" else v for k, v in row.items()} for row in about])
         rows = []
         for one in inputs:
-            before = f"{text_of(one['name'])}/" if len(inputs) > 1 and one.get("name") else ""
+            name = text_of(one.get("name"))
             for f in records(one, "files"):
-                path = Code(before + text_of(f.get("path")))
-                rows.append([path, f.get("bytes"), Code(text_of(f.get("sha256")))])
+                path = text_of(f.get("path"))
+                path = f"{name}/{path}" if len(inputs) > 1 and name and not path.startswith("/") else path
+                rows.append([Code(path), f.get("bytes"), Code(text_of(f.get("sha256")))])
         if rows:
             page.table(["file", "bytes", "sha256"], rows)
     if outputs:

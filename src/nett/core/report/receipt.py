@@ -15,6 +15,7 @@ from nett.core.report.records import list_of, record_table, records, text_of
 from nett.core.report.words import finite, size
 
 _MOST_INPUTS = 20
+_PASSED, _FAILED = "✓ passed", "✗ failed"
 
 
 def receipt_page(receipt: Mapping[str, Any], folder: str = ".") -> Page:
@@ -22,6 +23,8 @@ def receipt_page(receipt: Mapping[str, Any], folder: str = ".") -> Page:
     page = Page(_title(receipt), _subtitle(receipt))
     text, style = _verdict(receipt)
     page.verdict(text, style)
+    for note in list_of(receipt, "notes"):
+        page.text(f"Note: {text_of(note)}", dim=True)
     for warning in list_of(receipt, "warnings"):
         page.verdict(f"Warning: {text_of(warning)}", "bad")
     page.contents()
@@ -51,7 +54,11 @@ def _subtitle(receipt: Mapping[str, Any]) -> str:
     inputs = records(receipt, "inputs")
     names = [text_of(i.get("name") or i.get("path")) for i in inputs]
     said = ", ".join(names[:6]) + (f" and {len(names) - 6:,} more" if len(names) > 6 else "")
-    return f"{len(inputs):,} {'input' if len(inputs) == 1 else 'inputs'}: {said}" if names else ""
+    papers = ", ".join(map(text_of, list_of(receipt, "papers")))
+    parts = [text_of(receipt.get("title")) + (f" ({papers})" if papers else "")]
+    if names:
+        parts.append(f"{len(inputs):,} {'input' if len(inputs) == 1 else 'inputs'}: {said}")
+    return ". ".join(p.strip() for p in parts if p)
 
 
 def _verdict(receipt: Mapping[str, Any]) -> tuple[str, Any]:
@@ -62,8 +69,9 @@ def _verdict(receipt: Mapping[str, Any]) -> tuple[str, Any]:
         share = f" ({100 * after / before:.1f} % of before)" if before > 0 else ""
         said.append(f"{size(before)} before, {size(after)} after{share}.")
     checks = records(receipt, "checks")
-    failed = [text_of(c.get("name")) for c in checks if c.get("ok") is False]
-    passed = sum(1 for c in checks if c.get("ok") is True)
+    results = [_result(c) for c in checks]
+    failed = [text_of(c.get("name")) for c, r in zip(checks, results, strict=True) if r == _FAILED]
+    passed = results.count(_PASSED)
     if failed:
         said.append(f"{len(failed):,} of {len(checks):,} checks failed: {', '.join(failed[:5])}.")
     elif checks:
@@ -77,7 +85,8 @@ def _verdict(receipt: Mapping[str, Any]) -> tuple[str, Any]:
     if guarantee := receipt.get("guarantee"):
         told = meaning.get(str(guarantee))
         said.append(f"Guarantee: {guarantee}" + (f" ({told})." if told else "."))
-    style = "bad" if failed else "good" if checks and passed == len(checks) else "plain"
+    wrong = failed or receipt.get("proof") == "failed"
+    style = "bad" if wrong else "good" if checks and passed == len(checks) else "plain"
     return " ".join(said) or "This receipt holds no sizes and no checks.", style
 
 
@@ -149,7 +158,7 @@ def _tensors(page: Page, receipt: Mapping[str, Any]) -> None:
     if not drawn:
         return
     page.heading("Tensors")
-    for key, title in drawn[:4]:
+    for key, title in drawn[:2]:
         pairs = [(text_of(r["name"]), r[key]) for r in rows if r.get(key) is not None]
         page.figure_strip(pairs, title=title, unit="bytes" if key.startswith("bytes") else "")
 
@@ -172,15 +181,18 @@ def _tasks(page: Page, receipt: Mapping[str, Any]) -> None:
 def _checks(page: Page, receipt: Mapping[str, Any]) -> None:
     if rows := records(receipt, "checks"):
         page.heading("Checks")
-        rows = sorted(rows, key=lambda r: r.get("ok") is not False)  # what failed first
+        rows = sorted(rows, key=lambda r: _result(r) != _FAILED)  # what failed first
         page.table(
             ["check", "result", "detail"],
-            [[text_of(r.get("name")), _result(r.get("ok")), r.get("detail")] for r in rows],
+            [[text_of(r.get("name")), _result(r), r.get("detail")] for r in rows],
         )
 
 
-def _result(ok: object) -> str:
-    return "✓ passed" if ok is True else "✗ failed" if ok is False else "– not run"
+def _result(check: Mapping[str, Any]) -> str:
+    if check.get("ok") is False:
+        return _FAILED
+    tried = check.get("ok") is True and not text_of(check.get("detail")).startswith("not tried")
+    return _PASSED if tried else "– not run"  # what was not tried has not passed
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -84,8 +84,8 @@ def _layers(names: Sequence[str], left: float, wide: float, bottom: float) -> li
     parts, free = [], -1e9
     for (_, number_of_layer), i in runs:
         x = left + i * wide
-        parts.append(tag("path", {"class": "axis", "d": f"M{num(x)} {num(bottom)}v5"}))
-        if x >= free:
+        if x >= free and x + width(str(number_of_layer)) <= WIDTH:
+            parts.append(tag("path", {"class": "axis", "d": f"M{num(x)} {num(bottom)}v5"}))
             parts.append(label(x, bottom + 18, str(number_of_layer), style="dim"))
             free = x + width(str(number_of_layer)) + 12
     return [*parts, label(middle, bottom + 34, "layer", anchor="middle", style="dim")]

@@ -65,11 +65,11 @@ def legend(names: Sequence[str], marks: Sequence[str], left: float, right: float
     parts: list[str] = []
     x, y = left, 14.0
     for name, mark in zip(names, marks, strict=True):
-        wide = 26 + min(width(clean(name)), right - left - 26)
+        wide = 28 + min(width(clean(name)), right - left - 28)
         if x > left and x + wide > right:
             x, y = left, y + 20
         parts.append(tag("g", {"transform": f"translate({num(x + 8)} {num(y - 4)})"}, mark))
-        parts.append(label(x + 22, y, name, room=right - left - 22))
+        parts.append(label(x + 26, y, name, room=right - left - 28))
         x += wide + 16
     return "".join(parts), (y + 8 if names else 0.0)
 
@@ -102,7 +102,7 @@ def tick_text(value: float, step: float, unit: str = "") -> str:
         return size(value) if value else "0"
     if value == 0:
         return "0"
-    digits = max(0, -math.floor(math.log10(step)))
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(value) >= 1e7 or digits > 5:
         return number(value)
     text = f"{value:,.{digits + 1}f}"

@@ -57,10 +57,10 @@ def number(value: Number, unit: str = "") -> str:
     if unit == "bytes":
         return size(value)
     if isinstance(value, int) or hasattr(value, "bit_length") or getattr(value, "dtype", None) == "uint64":
-        text = f"{int(value):,}" if abs(int(value)) < 10**18 else f"{float_of(int(value)):.4g}"
+        text = f"{int(value):,}".replace("-", "−") if abs(int(value)) < 10**18 else f"{float_of(int(value)):.4g}"
     else:
         text = _float(float(value))
-    return f"{text} {unit}" if unit else text
+    return f"{text} {unit}" if unit and finite(value) is not None else text
 
 
 def float_of(value: int) -> float:
@@ -148,7 +148,7 @@ def width(text: str, points: float = 12) -> float:
 
 def elided(text: str, room: float, points: float = 12) -> str:
     """``text``, its middle taken out where it is wider than ``room``: both ends of a tensor's name tell."""
-    if width(text, points) <= room:
+    if width(text, points) <= room + 0.01:  # room may be this very width, rounded
         return text
     low, high = 1, len(text)
     while low < high:  # the most characters that still fit

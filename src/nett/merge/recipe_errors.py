@@ -1,0 +1,107 @@
+"""What is wrong with a recipe, said with the file, the line, the method, and what would be accepted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from nett.core.errors import UsageError, did_you_mean
+from nett.merge.recipe_schema import DTYPES, OWN
+from nett.merge.recipe_words import Vocabulary, written
+from nett.merge.recipe_yaml import Document, Place
+
+TOP = ("merge_method", "models", "base_model", "dtype", "out_dtype", "parameters")
+_WHOLE = "List whole models under 'models' instead."
+_DONOR = "the output gets that of base_model, or of the first model"
+_TOKENIZERS = (f"tokenizers are not merged yet; {_DONOR}", "Leave it out if all models share one tokenizer.")
+LATER = {
+    "slices": ("layers of different models are not stacked yet", _WHOLE),
+    "modules": ("a model's modules are not merged one by one yet", _WHOLE),
+    "tokenizer": _TOKENIZERS,
+    "tokenizer_source": _TOKENIZERS,
+    "chat_template": (f"chat templates are not set yet; {_DONOR}", "Leave it out."),
+}
+
+
+def refuse_later(document: Document, data: Mapping[str, Any], key: str) -> None:
+    """Refuse by name what mergekit's recipes may hold and this version does not do."""
+    for word, (reason, hint) in LATER.items():
+        if word in data:
+            raise UsageError(f"{word!r} is not supported: {reason}", where=f"{document.at((word,))} {key}", hint=hint)
+
+
+def as_usage_error(error: ValidationError, document: Document, words: Vocabulary) -> UsageError:
+    """The first of pydantic's findings, by line, as an error for people."""
+    findings = [(_place(tuple(e["loc"])), e) for e in error.errors()]
+    place, first = min(findings, key=lambda f: document.line(f[0]))
+    what, hint = _said(place, first, words)
+    more = len({document.line(p) for p, _ in findings}) - 1
+    if more:
+        what += f" (and {more} more line{'s' if more > 1 else ''} with errors)"
+    return UsageError(what, where=f"{document.at(place)} {words.card.key}", hint=hint)
+
+
+def _place(loc: Place) -> Place:
+    """pydantic's path without the tags of its unions."""
+    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith(":")))
+
+
+def _said(place: Place, error: Mapping[str, Any], words: Vocabulary) -> tuple[str, str | None]:
+    kind, value, name = error["type"], error["input"], str(place[-1]) if place else "the recipe"
+    if kind == OWN:
+        return error["ctx"]["what"], None
+    in_parameters = len(place) >= 2 and place[-2] == "parameters"
+    if kind == "extra_forbidden":
+        return _unknown_parameter(name, place, words) if in_parameters else _unknown_key(name, place)
+    if kind == "missing":
+        if name == "base_model":
+            return "base_model is missing", f"{words.card.title} needs the model that the others were tuned from."
+        return f"{name!r} is missing", None
+    if kind == "literal_error" and in_parameters:
+        only = written(words.only[name])
+        return f"{name} = {written(value)} is not supported here, only {name}: {only}", None
+    if kind == "literal_error":
+        near = did_you_mean(str(value), DTYPES)
+        return f"{name} = {value!r} is not one of {', '.join(DTYPES)}.{near if 'Did' in near else ''}", None
+    if name == "filter":
+        return f"filter = {value!r} is not a text", "A filter is a part of a tensor's name; put it in quotes."
+    if kind in ("model_type", "model_attributes_type"):
+        expected = "a mapping of parameters to values" if name == "parameters" else "a mapping of keys to values"
+        return f"{_shown(place)} = {value!r} is not {expected}", None
+    if kind == "too_short":
+        return f"{name!r} is empty", None
+    return f"{_shown(place)} = {value!r}: {error['msg'][:1].lower()}{error['msg'][1:]}", None
+
+
+def _shown(place: Place) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _unknown_key(name: str, place: Place) -> tuple[str, str | None]:
+    known = TOP if len(place) == 1 else ("filter", "value") if "parameters" in place else ("model", "parameters")
+    near = did_you_mean(name, known)
+    return f"unknown key {name!r}.{near}", f"Known here: {', '.join(known)}." if "Did" in near else None
+
+
+def _unknown_parameter(name: str, place: Place, words: Vocabulary) -> tuple[str, str]:
+    see = f"See: nett show {words.card.key}"
+    own = place[0] == "models"
+    if own and name in words.words:
+        return (
+            f"{name!r} is one value for the whole merge, so it cannot be set for one model",
+            "Move it to the recipe's own 'parameters', beside merge_method.",
+        )
+    renamed = next((w for w in words.words.values() if w.kernel == name), None)
+    if renamed is not None:
+        return f"unknown parameter {name!r}. Recipes call it {renamed.name!r} ({renamed.about}).", see
+    known = [w.name for w in (words.each if own else words.words.values())]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"unknown parameter {name!r}. Did you mean {near[0]!r} ({words.words[near[0]].about})?", see
+    return f"unknown parameter {name!r}. Known here: {', '.join(known) or 'none'}.", see
