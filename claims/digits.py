@@ -18,6 +18,7 @@ from claims.beds import Bed, Case
 WIDTHS = (64, 256, 1024)
 BASE_SHARE = 0.15
 BASE_STEPS, TUNE_EPOCHS, BATCH, RATE = 300, 15, 64, 1e-3
+TUNE_RATE = RATE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -127,7 +128,7 @@ def _fine_tune(
 ) -> Tensors:
     """The trunk, trained on one task from the base; the head stays as it is."""
     trunk = {n: p.clone().requires_grad_(True) for n, p in base.items()}
-    adam = torch.optim.Adam(trunk.values(), lr=RATE)
+    adam = torch.optim.Adam(trunk.values(), lr=TUNE_RATE)
     for _ in range(TUNE_EPOCHS):
         for rows in torch.randperm(len(y), generator=draw).split(BATCH):
             adam.zero_grad()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conformance.common_laws import bad_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.forge import forge
@@ -382,13 +383,15 @@ def peak_memory_within_grain(card: Card, folder: Path) -> None:
 
 
 def bad_parameters_on_arrays(card: Card, folder: Path) -> None:
-    """The Python call refuses what the command line refuses: lists of the wrong length, by name."""
+    """The Python call refuses what the command line refuses, by name; and lists and arrays of the wrong length."""
     arrays = grid_arrays((6,), models_of(card) + 1, 9)
     for parameter in card.parameters:
-        if parameter.many:
-            good = parameter.default
+        bad = [*bad_values(parameter), *([[parameter.default] * (models_of(card) + 1)] if parameter.many else [])]
+        for value in bad:
             with pytest.raises(UsageError, match=parameter.name):
-                card.load()(*operands(card, arrays), **{parameter.name: [good] * (models_of(card) + 1)})
+                card.load()(*operands(card, arrays), **{parameter.name: value})
+    with pytest.raises(UsageError, match="no_such_thing"):
+        card.load()(*operands(card, arrays), no_such_thing=1)
     if "base" in card.operands or models_of(card) > 1:
         with pytest.raises(NettError, match="shape"):
             card.load()(*operands(card, [arrays[0], *arrays[1:-1], arrays[-1][:5]]))

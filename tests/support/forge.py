@@ -38,6 +38,7 @@ class Forge:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self._answer()
+        self._out = False  # whether a child was started and not yet waited for
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -49,14 +50,21 @@ class Forge:
 
     def start(self, function: str, **arguments: Any) -> int:
         """Fork a child that calls ``module:name``; returns its process id at once."""
+        if self._out:  # a test that failed in between
+            self.wait()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"call": function, "with": arguments}, default=str) + "\n")
         self._process.stdin.flush()
+        self._out = True
         return int(self._answer()["pid"])
 
     def wait(self) -> Ended:
-        """Wait for the child that was started last."""
+        """Wait for the child that was started last. Until then its number is its own, even if it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
         answer = self._answer()
+        self._out = False
         return Ended(answer["code"], answer.get("value"), answer.get("error", ""))
 
     def run(self, function: str, **arguments: Any) -> Any:
@@ -96,6 +104,7 @@ def serve() -> None:
         say(pid=pid)
         with os.fdopen(inner, "rb") as pipe:
             blob = pipe.read()
+        sys.stdin.readline()  # the parent asks how it ended
         _, status = os.waitpid(pid, 0)
         answer = json.loads(blob) if blob else {}
         say(code=os.waitstatus_to_exitcode(status), **answer)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STEPS = ("pwrite", "write", "fdatasync", "fsync", "rename", "ftruncate", "posix_fallocate", "unlink", "mkdir")
+STEPS = ("pwrite", "write", "fdatasync", "fsync", "rename", "replace", "ftruncate", "posix_fallocate", "unlink", "mkdir")
 
 
 def warm() -> None:
     """Import and compile everything once, on a model of a few numbers in memory."""
     import numpy as np
     from support.memory import ArraysCheckpoint, merged_in_memory
+    from support.tensors import write_tensors
 
     from nett.core.cards import all_cards
     from nett.core.progress import report
@@ -29,6 +31,12 @@ def warm() -> None:
             if card.room == "merge" and card.kind == "reduce" and not card.command:
                 base = models[0] if "base" in card.operands else None
                 merged_in_memory(card, base, models[1:], card.resolve({}))
+    with tempfile.TemporaryDirectory() as folder:  # and once through files, receipt and report
+        paths = [str(Path(folder) / name) for name in ("base", "m1")]
+        for path in paths:
+            write_tensors(Path(path) / "model.safetensors", {"a": rng.normal(size=40)})
+        merge(method="tall_masks", models=paths[1:], base=paths[0], out=str(Path(folder) / "out"), threads=2)
+        restore(folder=str(Path(folder) / "out"), task="m1", out=str(Path(folder) / "back"))
 
 
 def small_pieces(chunk: int, small: int, mark: int) -> None:
@@ -121,10 +129,42 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def ignore_quota(limit: int) -> None:
-    """Files of this process may not grow beyond ``limit`` bytes; going there is an error, not a signal."""
+def gated_merge(*, gate: str, **arguments: Any) -> None:
+    """A merge that stops at its first ``pwrite`` until the file ``gate`` is there."""
+    import time
+
+    real = os.pwrite
+
+    def waiting(*given: Any) -> int:
+        while not os.path.exists(gate):
+            time.sleep(0.002)
+        return real(*given)
+
+    os.pwrite = waiting
+    merge(**arguments)
+
+
+def _spoken(words: Sequence[str]) -> tuple[int, str, str]:
+    from support.cli import nett
+
+    said = nett(*words)
+    return said.code, said.out, said.err
+
+
+def limited(*, words: Sequence[str], limit: int) -> tuple[int, str, str]:
+    """A command line in a process whose files may not grow beyond ``limit`` bytes."""
     import resource
     import signal
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return _spoken(words)
+
+
+def unprivileged(*, words: Sequence[str]) -> tuple[int, str, str]:
+    """A command line as the user ``nobody``."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    os.chdir("/")
+    return _spoken(words)

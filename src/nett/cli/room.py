@@ -39,7 +39,7 @@ def _option(parameter: Parameter) -> click.Option:
         names = [f"{flag}/--no-{flag[2:]}"] if parameter.default else [flag]
         return click.Option(names, default=None, is_flag=True, help=text, show_default=False)
     kind = {"path": "PATH", "float": "NUMBER", "int": "N", "choice": "WORD", "str": "TEXT"}[parameter.type]
-    return click.Option([flag], default=None, required=parameter.required, metavar=kind, help=text)
+    return click.Option([flag], required=parameter.required, metavar=kind, help=text)
 
 
 def _typed(parameter: Parameter, value: Any, where: str) -> Any:

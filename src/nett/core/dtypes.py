@@ -57,7 +57,9 @@ DTYPES = {
         Dtype("BOOL", 8, "?", "bool", "bool"),
     )
 }
-_BY_ALIAS = {d.alias: d for d in DTYPES.values()} | {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"]}
+_BY_ALIAS = {d.alias: d for d in DTYPES.values()} | {
+    "fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"],
+}  # fmt: skip
 
 
 def dtype_named(name: str) -> Dtype:

@@ -25,7 +25,10 @@ def jit(function: F) -> F:
             import numba
 
             bare = inspect.unwrap(function)  # numba cannot compile through the type checkers that tests put around
-            compiled.append(numba.njit(nogil=True, cache=True, error_model="numpy")(bare))
+            try:
+                compiled.append(numba.njit(nogil=True, cache=True, error_model="numpy")(bare))
+            except RuntimeError:  # neither the package's folder nor the user's cache can be written
+                compiled.append(numba.njit(nogil=True, error_model="numpy")(bare))
         return compiled[0](*arguments)
 
     return cast(F, call)

@@ -16,7 +16,7 @@ import nett
 from nett.core.checkpoint.base import Checkpoint
 from nett.core.edge import Edge
 from nett.core.errors import ProofFailed, Refused
-from nett.core.registry import Card
+from nett.core.registry import ROOMS, Card
 
 NAME = "nett.json"
 PAGE = "nett.html"
@@ -122,11 +122,19 @@ def read_receipt(folder: Path) -> dict[str, Any]:
         raise Refused("carries no receipt (nett.json), so it was not written by nett", where=folder)
     try:
         receipt = json.loads(file.read_text(encoding="utf-8"))
-        schema, _ = receipt["schema"], receipt["outputs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProofFailed(f"is not a receipt: {error}", where=file) from error
+        schema, lists = receipt["schema"], [receipt[k] for k in ("inputs", "outputs", "edges", "checks")]
+        room, method, paths = receipt["room"], receipt["method"], [str(o["path"]) for o in receipt["outputs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProofFailed(f"is not a receipt: {type(error).__name__} {error}", where=file) from error
     if schema != SCHEMA:
         raise Refused(f"has receipt version {schema}; this nett reads version {SCHEMA}", where=file)
+    if room not in ROOMS or not isinstance(method, str) or not all(isinstance(one, list) for one in lists):
+        raise ProofFailed(f"is not a receipt: room {room!r}, method {method!r}", where=file)
+    if not (Path(nett.__file__).parent / room / "engine.py").is_file():
+        raise Refused(f"comes from the room {room}, which this nett {nett.__version__} does not have", where=file)
+    for path in paths:
+        if ".." in Path(path).parts or Path(path).is_absolute():
+            raise ProofFailed(f"names the output {path!r}, which leaves the folder", where=file)
     return receipt  # type: ignore[no-any-return]
 
 
@@ -136,8 +144,6 @@ def check_files(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]
     named = {o["path"] for o in receipt["outputs"]}
     for output in receipt["outputs"]:
         file = folder / output["path"]
-        if ".." in Path(output["path"]).parts or Path(output["path"]).is_absolute():
-            raise ProofFailed(f"names the output {output['path']!r}, which leaves the folder", where=folder / NAME)
         if not file.is_file():
             ok, detail = False, "is missing"
         elif file.stat().st_size != output["bytes"]:

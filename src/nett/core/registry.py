@@ -6,6 +6,7 @@ are literals and the keyword-only parameters of the kernel are its whole configu
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -263,6 +264,22 @@ def method(
             return kernel
         from nett.core.passes import on_arrays
 
-        return on_arrays(kernel, flat=grain == "stream")  # type: ignore[return-value]
+        whole = on_arrays(kernel, flat=grain == "stream")
+
+        @functools.wraps(kernel)
+        def plain(*operands: Any, **given: Any) -> Any:
+            card = _card_of(kernel.__module__, kernel.__name__)
+            return whole(*operands, **(card.resolve(given) if card is not None else given))
+
+        plain.kernel = kernel  # type: ignore[attr-defined]
+        return plain  # type: ignore[return-value]
 
     return register
+
+
+@functools.cache
+def _card_of(module: str, name: str) -> Card | None:
+    """The card of a kernel, so that a call from Python refuses what the command line refuses; None outside nett."""
+    from nett.core.cards import all_cards
+
+    return next((c for c in all_cards() if (c.module, c.name) == (module, name)), None)

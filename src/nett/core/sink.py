@@ -27,7 +27,12 @@ class Sink:
         self._done: dict[str, tuple[int, str]] = {}
         self._files = list(files)
         if marks:
-            self._resume(marks)
+            try:
+                self._resume(marks)
+            except NettError as error:
+                self.close()
+                hint = f"Delete {folder} and run the same command again: it then starts from the beginning."
+                raise NettError(error.what, where=error.where, hint=hint) from error
         for stem in self._queue:
             if stem not in self._current:
                 self._next(stem)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -32,12 +32,16 @@ def file_state(path: Path) -> list[Any]:
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def check_target(out: Path, needed: int, *, overwrite: bool) -> None:
-    """Refuse, before any work, a target that exists, cannot be written or has no room."""
+def check_target(out: Path, needed: int, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse, before any work, a target that exists, cannot be written, has no room, or would replace an input."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise Refused("exists and is not a folder", where=out)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    there = out if out.exists() else replaced_path(out)  # a kill while it was being replaced
+    if there.is_dir() and any(there.iterdir()) and not overwrite:
         raise Refused("exists and is not empty", where=out, hint="Choose another --out, or add --overwrite.")
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise Refused(f"holds an input of this work ({path}), so it is not replaced", where=out, hint="Choose another --out.")
     parent = out.parent
     while not parent.exists():
         parent = parent.parent
@@ -59,6 +63,11 @@ def check_target(out: Path, needed: int, *, overwrite: bool) -> None:
 def staging_path(out: Path) -> Path:
     """Where the output grows until it is whole."""
     return out.absolute().parent / f".{out.name}.nett-partial"
+
+
+def replaced_path(out: Path) -> Path:
+    """Where the output that is being replaced lies for a moment."""
+    return out.absolute().parent / f".{out.name}.nett-replaced"
 
 
 def _sync_folder(path: Path) -> None:
@@ -95,6 +104,10 @@ class Staging:
             os.close(self._journal)
             self._journal = -1
             raise Refused("another nett is writing this output right now", where=self.out) from error
+        if not self._is_ours():  # another finished between our opening the journal and our locking it
+            self.close()
+            raise Refused("another nett has just written this output", where=self.out)
+        self._heal()
         lines = self._whole_lines()
         if lines and lines[0].get("key") == self.key:
             self.entries = lines[1:]
@@ -104,6 +117,20 @@ class Staging:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         os.ftruncate(self._journal, 0)
         self._append({"key": self.key})
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._journal), os.stat(self.path / JOURNAL))
+        except FileNotFoundError:
+            return False
+
+    def _heal(self) -> None:
+        """Undo or end a replacement that a kill cut in two."""
+        old = replaced_path(self.out)
+        if old.exists() and self.out.exists():
+            shutil.rmtree(old)
+        elif old.exists():
+            os.rename(old, self.out)
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         blob = b""
@@ -147,9 +174,7 @@ class Staging:
         (self.path / JOURNAL).unlink()
         for folder, _, _ in os.walk(self.path):
             _sync_folder(Path(folder))
-        old = self.out.parent / f".{self.out.name}.nett-replaced"
-        if old.exists():
-            shutil.rmtree(old)
+        old = replaced_path(self.out)
         if self.out.is_dir() and any(self.out.iterdir()):
             os.rename(self.out, old)
         os.rename(self.path, self.out)

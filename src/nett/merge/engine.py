@@ -133,7 +133,7 @@ def execute(
     """
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
-    check_target(out, needed, overwrite=overwrite)
+    check_target(out, needed, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
     figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
     if dry_run:
         return {
@@ -167,7 +167,7 @@ def execute(
         staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
         from nett.core.report import receipt_page
 
-        receipt_page(receipt).write(staging.path / receipts.PAGE)
+        staging.write_file(receipts.PAGE, receipt_page(receipt).render().encode())
         staging.commit()
     if receipt["proof"] == "failed":
         wrong = next(c for c in receipt["checks"] if not c["ok"])

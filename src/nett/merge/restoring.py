@@ -52,7 +52,27 @@ class Parts:
                 for o in receipt["outputs"]
                 if o["path"].endswith(".safetensors") and stem_of(o["path"]) == stem
             ]
+            if not files:
+                raise ProofFailed(f"names no file for {stem!r}", where=folder / receipts.NAME)
             self._stored[output.name] = (output, SafetensorsCheckpoint(folder, files))
+        used = {f for _, stored in self._stored.values() for f in stored.files}
+        own = f"tasks/{task}/"
+        self.expected: dict[Path, str] = {
+            folder / o["path"]: o["sha256"]
+            for o in receipt["outputs"]
+            if folder / o["path"] in used or o["path"].startswith(own)
+        }
+
+    def check_base(self) -> None:
+        """ProofFailed where the base's tensors are not those that the stored arrays were made for."""
+        for info in self.base.tensors.values():
+            for output, stored in self._stored.values():
+                size = -(-info.size // 8) if output.bits else info.size
+                held = stored.tensors.get(info.name)
+                if info.dtype.is_float and (held is None or held.size != size):
+                    raise ProofFailed(
+                        f"is not the base that the receipt was made with: {info.name!r} does not fit", where=self.base.path
+                    )
 
     def dtype(self, name: str) -> Dtype:
         """The element type in which a tensor is rebuilt: that of the stored vector."""
@@ -130,16 +150,17 @@ def _write(
 ) -> dict[str, Any]:
     began = time.monotonic()
     out = out if out is not None else folder.parent / f"{folder.name}-{task}"
+    parts.check_base()
     infos = sorted(parts.base.tensors.values(), key=lambda t: t.name)
     specs = [TensorSpec(t.name, parts.dtype(t.name), t.shape) for t in infos]
     files = shard_plan(specs, byte_size("5GB"))
-    check_target(out, sum(f.nbytes for f in files), overwrite=overwrite)
+    check_target(out, sum(f.nbytes for f in files), overwrite=overwrite, inputs=[folder, *parts.base.files])
     row = next(t for t in receipt["tasks"] if t["name"] == task)
     error = f"relative L2 distance to the original fine-tune {row['relative_l2']:.4g}"
     if dry_run:
         return {"say": [f"would write {sum(f.nbytes for f in files):,} bytes to {out}; {error}"]}
     key = work_key({"nett": nett.__version__, "restore": task, "receipt": file_state(folder / receipts.NAME)})
-    hashes = receipts.InputHashes(parts.base.files)
+    hashes = receipts.InputHashes([*parts.base.files, *parts.expected])
     pool = Pool(threads)
     ranges: Iterator[tuple[TensorSpec, int, int]] = (
         (spec, start, min(info.size, start + 4 * CHUNK))
@@ -161,8 +182,10 @@ def _write(
         found = hashes.result()
         recorded = next(i for i in receipt["inputs"] if i["role"] == "base")
         if [f["sha256"] for f in recorded["files"]] != [found[f] for f in parts.base.files]:
-            staging.discard()
             raise ProofFailed("is not the base that the receipt was made with: its hash differs", where=parts.base.path)
+        for path, digest in parts.expected.items():
+            if found[path] != digest:
+                raise ProofFailed("does not hold what the receipt says: it was changed since", where=path)
         for name, content in _side_files(folder, parts.base, task).items():
             staging.write_file(name, content)
             outputs.append(_record(staging.path / name, name))

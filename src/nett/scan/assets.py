@@ -107,11 +107,13 @@ def _of_folder(folder: Path, files: Sequence[str]) -> list[Path]:
     weights = [f for f in files if f.endswith(_WEIGHTS) and not f.startswith((".", *_NO_WEIGHTS))]
     if not weights:
         return []
-    if "config.json" in files or any(f.endswith(".index.json") for f in files):
-        return [folder]
-    if len(weights) == 1 and weights[0].endswith((".safetensors", ".gguf")):
-        return [folder]
-    return [folder / f for f in weights]
+    ggufs = [folder / f for f in weights if f.endswith(".gguf")]
+    others = [f for f in weights if not f.endswith(".gguf")]
+    if not others:
+        return [folder] if len(ggufs) == 1 else ggufs
+    named = "config.json" in files or any(f.endswith(".index.json") for f in files)
+    whole = named or (len(others) == 1 and others[0].endswith(".safetensors"))
+    return ([folder] if whole else [folder / f for f in others]) + ggufs
 
 
 def side_file(asset: Asset, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from nett.core.edge import Edge
 from nett.core.registry import Between, method
@@ -46,7 +46,8 @@ def effective_rank(
     work = functools.partial(spectrum, limit=limit, seed=seed)
     studies = [Study((asset.source(name),), work) for asset, name in matrices]
     yield studies
-    found, figures = [], {}
+    found: list[Finding] = []
+    figures: dict[str, dict[str, Any]] = {}
     for (asset, name), study in zip(matrices, studies, strict=True):
         known: Spectrum | None = study.answer
         if known is None:

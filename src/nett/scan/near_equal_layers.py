@@ -18,7 +18,8 @@ from nett.core.registry import Between, method
 from nett.core.sweep import Pass, Source
 from nett.scan.protocol import Asset, Finding, Findings, Probe, Study, probe
 
-_SPANS, _SPAN = 16, 256  # the sample of a tensor: runs of neighbouring elements, so that few pages are read
+_SPAN = 256  # the sample of a tensor is made of runs of neighbouring elements, so that few pages are read
+_SPANS, _SPANS_OF_LAYER = 16, 256  # runs at most, and for all tensors of a layer about
 
 
 class Layer(NamedTuple):
@@ -57,7 +58,9 @@ def near_equal_layers(
     """
     stacks = [stack for asset in assets for stack in _stacks(asset)]
     samples = {
-        (layer.label, role): Study((layer.asset.source(layer.roles[role]),), functools.partial(_sample, role, seed))
+        (layer.label, role): Study(
+            (layer.asset.source(layer.roles[role]),), functools.partial(_sample, role, _spans(layer), seed)
+        )
         for stack in stacks
         for layer in stack
         for role in layer.roles
@@ -90,15 +93,21 @@ def _stacks(asset: Asset) -> list[list[Layer]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _sample(role: str, seed: int, source: Source) -> Array:
+def _sample(role: str, spans: int, seed: int, source: Source) -> Array:
     """The same places of every tensor of one role and size, scaled so that sums estimate those over all elements."""
     size = source.info.size
-    if size <= _SPANS * _SPAN:
-        return source.values(0, size).astype(np.float64)
+    if size <= spans * _SPAN:
+        return source.values(0, size).astype(np.float32)
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(role.encode()), size]))
-    starts = np.sort(rng.integers(0, size // _SPAN, _SPANS)) * _SPAN
+    starts = np.sort(rng.integers(0, size // _SPAN, spans)) * _SPAN
     runs = [source.values(int(s), int(s) + _SPAN) for s in starts]
-    return np.concatenate(runs).astype(np.float64) * np.sqrt(size / (_SPANS * _SPAN))
+    scale = np.float32(np.sqrt(size / (spans * _SPAN)))
+    return np.asarray(np.concatenate(runs).astype(np.float32) * scale)
+
+
+def _spans(layer: Layer) -> int:
+    """Runs to sample of each tensor: fewer where a layer has many, as with experts."""
+    return max(1, min(_SPANS, _SPANS_OF_LAYER // len(layer.roles)))
 
 
 def _candidates(

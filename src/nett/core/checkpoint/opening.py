@@ -17,6 +17,14 @@ def open_checkpoint(reference: str | Path, *, base: str | Path | None = None) ->
     ``base`` is what an adapter is applied to; without it, the base that the adapter names, if it lies on this
     machine. Reads headers only. Raises :class:`Refused` saying what is wrong and where.
     """
+    try:
+        return _open(reference, base)
+    except PermissionError as error:
+        hint = "Mend the permissions, or run nett as a user who may read it."
+        raise Refused(f"cannot be read: {error.strerror}", where=error.filename or reference, hint=hint) from error
+
+
+def _open(reference: str | Path, base: str | Path | None) -> Checkpoint:
     path = Path(reference)
     if not path.exists():
         left, plus, right = str(reference).partition("+")

@@ -69,7 +69,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
 
     if not isinstance(entry, dict):
         raise wrong("its header entry is not an object")
-    dtype = DTYPES.get(entry.get("dtype", ""))  # type: ignore[arg-type]
+    named = entry.get("dtype")
+    dtype = DTYPES.get(named) if isinstance(named, str) else None
     if dtype is None:
         raise wrong(f"dtype {entry.get('dtype')!r} is not supported; known: {', '.join(DTYPES)}")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")

@@ -149,7 +149,8 @@ class OutputFile:
             try:
                 done = os.pwrite(self._fd, view, self.position)
             except OSError as error:
-                raise NettError(f"cannot be written: {error.strerror}", where=self.path) from error
+                hint = "Once that is mended, run the same command again to resume."
+                raise NettError(f"cannot be written: {error.strerror}", where=self.path, hint=hint) from error
             self.position += done
             view = view[done:]
 

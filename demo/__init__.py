@@ -1,0 +1,1 @@
+"""What ``make demo`` runs; needs a checkout and the ``models`` extra."""

@@ -1,0 +1,127 @@
+"""What the user sees: lines at once, commands as in a shell, and a sign of life when nothing else was said."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+QUIET_SECONDS = 8.0  # after so long without a line, say what is being waited for
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}  # no network, and of the libraries' voices only errors
+
+
+class DemoFailed(Exception):
+    """The demo did not show what it promises; the message says what and what was expected."""
+
+
+@final
+@dataclass(frozen=True)
+class Ran:
+    """One command that was run."""
+
+    command: str
+    code: int
+    seconds: float
+    lines: tuple[str, ...]
+
+
+@final
+class Console:
+    """Prints on standard output and remembers the commands it ran, for the report."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # where commands run, and what shown paths are relative to
+        self.ran: list[Ran] = []
+        self._began = self._last = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def say(self, text: str = "") -> None:
+        """One line, at once."""
+        self._last = time.monotonic()
+        print(text, flush=True)
+
+    def step(self, title: str) -> None:
+        """The heading of a step, with the time since the start."""
+        self.say(f"\n=== {title}  [{self.elapsed:.0f} s]")
+
+    def shown(self, path: Path) -> str:
+        """A path as a user in the folder would type it."""
+        full = path.absolute()
+        return str(full.relative_to(self.folder)) if full.is_relative_to(self.folder) else str(full)
+
+    @contextmanager
+    def busy(self, doing: str) -> Iterator[None]:
+        """While inside, a line at least every ten seconds, also where the work itself says nothing."""
+        over = threading.Event()
+        began = time.monotonic()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                if time.monotonic() - self._last >= QUIET_SECONDS:
+                    self.say(f"  ... {doing}, {time.monotonic() - began:.0f} s so far")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def nett(self, *words: str | Path) -> Ran:
+        """Run the installed command line tool and show what it prints. Raises DemoFailed unless it exits with 0."""
+        told = [self.shown(w) if isinstance(w, Path) else w for w in words]
+        ran = self._run([*nett_command(), *told], f"nett {shlex.join(told)}")
+        self.ran.append(ran)
+        if ran.code:
+            raise DemoFailed(f"the command ended with exit code {ran.code}, 0 was expected: {ran.command}")
+        return ran
+
+    def _run(self, words: Sequence[str], shown: str) -> Ran:
+        self.say(f"$ {shown}")
+        began = time.monotonic()
+        lines = []
+        with (
+            self.busy(shown.split()[1]),
+            subprocess.Popen(
+                words,
+                cwd=self.folder,
+                env=os.environ | QUIET,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            ) as child,
+        ):
+            assert child.stdout is not None
+            for line in child.stdout:
+                lines.append(line.rstrip("\n"))
+                self.say(f"  {lines[-1]}")
+        return Ran(shown, child.returncode, time.monotonic() - began, tuple(lines))
+
+
+def nett_command() -> list[str]:
+    """The ``nett`` that belongs to the running Python, wherever it was started from."""
+    script = Path(sys.executable).parent / "nett"
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "nett"]

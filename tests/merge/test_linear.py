@@ -1,0 +1,70 @@
+"""Linear merging against its formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
+from support.tensors import Array
+
+from nett.core.errors import UsageError
+from nett.merge import linear
+
+
+def reference(tuned: list[Model], weights: list[float], normalize: bool = True) -> Model:
+    """sum_i w_i x_i / sum_i w_i, added in order in the models' own precision."""
+    kind = next(iter(tuned[0].values())).dtype.type
+
+    def merge(_: Array, models: list[Array]) -> Array:
+        total = sum(kind(w) * m for w, m in zip(weights, models, strict=True))
+        return np.asarray(total / kind(sum(weights)) if normalize else total)
+
+    return tensor_by_tensor(merge, tuned[0], tuned)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_average_of_every_element_type(tmp_path: Path, stored: str) -> None:
+    """Without a base the first model's types are the output's; in the mixed family that is float32 throughout."""
+    models = family(tmp_path, stored)
+    expected = reference(models.tuned, [1.0] * 3)
+    found = models.merge("linear", base=False)
+    assert_same(found, expected if stored == "mixed" else models.as_stored(expected))
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0, 0.5], [0.2, 0.3, 0.5], [1.0, -0.25, 0.0]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weights(tmp_path: Path, weights: list[float], normalize: bool) -> None:
+    models = family(tmp_path)
+    words = ["--weight", ",".join(map(str, weights)), "--normalize" if normalize else "--no-normalize"]
+    assert_same(models.merge("linear", *words, base=False), reference(models.tuned, weights, normalize))
+
+
+def test_a_base_that_is_named_is_no_model(tmp_path: Path) -> None:
+    models = family(tmp_path)
+    assert_same(models.merge("linear"), models.merge("linear", base=False))
+
+
+def test_worked_example() -> None:
+    tuned = [np.array([1.0, -2.0], np.float32), np.array([3.0, 6.0], np.float32)]
+    np.testing.assert_array_equal(linear(tuned), [2, 2])
+    np.testing.assert_array_equal(linear(tuned, weight=[3, 1]), [1.5, 0])
+    np.testing.assert_array_equal(linear(tuned, weight=0.5, normalize=False), [2, 2])
+    np.testing.assert_array_equal(linear(tuned, weight=[1, -1]), [-2, -8])  # weights that cancel divide by nothing
+
+
+def test_wrong_number_of_weights() -> None:
+    with pytest.raises(UsageError, match="weight has 3 values for 2 models"):
+        linear([np.zeros(2, np.float32)] * 2, weight=[1, 2, 3])
+
+
+@given(hnp.arrays(np.float32, (3, 9), elements=st.floats(-8, 8, width=32)), st.floats(0.125, 4, width=32))
+def test_between_the_smallest_and_the_largest(models: Array, weight: float) -> None:
+    merged = linear(list(models), weight=[1.0, weight, 2.0])
+    slack = 1e-5
+    assert np.all(merged >= models.min(axis=0) - slack) and np.all(merged <= models.max(axis=0) + slack)
+    np.testing.assert_allclose(linear([models[0]] * 3, weight=[1.0, weight, 2.0]), models[0], rtol=1e-6)
