@@ -63,7 +63,9 @@ def _data(seed: int) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
 
 
 def _trunk(p: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    x = F.relu(F.layer_norm(F.linear(x, p["fc1.weight"], p["fc1.bias"]), p["ln1.bias"].shape, p["ln1.weight"], p["ln1.bias"]))
+    x = F.relu(
+        F.layer_norm(F.linear(x, p["fc1.weight"], p["fc1.bias"]), p["ln1.bias"].shape, p["ln1.weight"], p["ln1.bias"])
+    )
     y = F.linear(x, p["fc2.weight"], p["fc2.bias"])
     return F.layer_norm(x + y, p["ln2.bias"].shape, p["ln2.weight"], p["ln2.bias"])
 

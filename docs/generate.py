@@ -85,7 +85,9 @@ def method_page(card: Card, standing: str) -> str:
 def index_page(cards: list[Card], standing: dict[str, str]) -> str:
     text = [NOTE + "# Methods\n"]
     for room in dict.fromkeys(c.room for c in cards):
-        text.append(f"\n## {room}\n\n{introduction(room)}\n\n| method | papers | guarantee | standing | |\n|---|---|---|---|---|\n")
+        text.append(
+            f"\n## {room}\n\n{introduction(room)}\n\n| method | papers | guarantee | standing | |\n|---|---|---|---|---|\n"
+        )
         for c in cards:
             if c.room == room:
                 link = f"[{c.name}]({c.room}/{c.name}.md)"

@@ -10,9 +10,7 @@ from hypothesis import HealthCheck, settings
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 settings.register_profile("default", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)
-settings.register_profile(
-    "explore", deadline=None, database=None, suppress_health_check=_QUIET, max_examples=1000
-)
+settings.register_profile("explore", deadline=None, database=None, suppress_health_check=_QUIET, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -58,7 +56,6 @@ class _Laws:
         if not self.config.getoption("--store-laws") or hasattr(self.config, "workerinput"):
             return
         from conformance.laws import laws_of
-
         from nett.core.cards import all_cards
         from nett.core.results import store_law
 

@@ -6,10 +6,10 @@ import json
 
 import jsonschema
 import pytest
-from support.cli import nett
 
 from nett.core.cards import all_cards
 from nett.core.registry import ROOMS
+from support.cli import nett
 
 SCHEMA = {
     "type": "array",

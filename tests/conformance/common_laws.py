@@ -146,7 +146,10 @@ def bad_values(parameter: Parameter) -> Iterator[Any]:
         if parameter.type == "int":
             yield from (1.5, "2.5")
         if parameter.low is not None:
-            yield from (parameter.low - 1, str(parameter.low - 1e-9) if parameter.type == "float" else parameter.low - 2)
+            yield from (
+                parameter.low - 1,
+                str(parameter.low - 1e-9) if parameter.type == "float" else parameter.low - 2,
+            )
             if parameter.open_low:
                 yield parameter.low
         if parameter.high is not None:

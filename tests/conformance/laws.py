@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conformance import common_laws
-
 from nett.core.registry import Card
 
 Law = Callable[[Card, Path], None]

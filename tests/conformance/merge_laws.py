@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance.common_laws import bad_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.forge import forge
-from support.memory import ArraysCheckpoint, merged_in_memory
-from support.shared import shared_folder
-from support.tensors import Array, read_tensors, rounded, write_tensors
 
+from conformance.common_laws import bad_values
 from nett.core.errors import NettError, UsageError
 from nett.core.registry import Card
 from nett.merge import engine, job, stream
 from nett.merge.outputs import outputs_of
+from support.forge import forge
+from support.memory import ArraysCheckpoint, merged_in_memory
+from support.shared import shared_folder
+from support.tensors import Array, read_tensors, rounded, write_tensors
 
 Law = Callable[[Card, Path], None]
 SHAPES = {"a.weight": (37, 29), "b.bias": (64,), "c.weight": (3, 5, 7), "d.empty": (0, 4), "e.scalar": (), "f": (513,)}
@@ -405,7 +405,12 @@ def restored_as_the_formula_says(card: Card, folder: Path) -> None:
     receipt = merged(card, made, folder / "out")
     base = read_tensors(Path(made["base"]))
     for row, model in zip(receipt["tasks"], made["models"], strict=True):
-        forge().run("support.work:restore", folder=str(folder / "out"), task=row["name"], out=str(folder / row["name"]) + "-back")
+        forge().run(
+            "support.work:restore",
+            folder=str(folder / "out"),
+            task=row["name"],
+            out=str(folder / row["name"]) + "-back",
+        )
         back, origin = read_tensors(folder / f"{row['name']}-back"), read_tensors(Path(model))
         stored = {}
         for output in outputs_of(card):
@@ -420,7 +425,9 @@ def restored_as_the_formula_says(card: Card, folder: Path) -> None:
             for key, (bits, tensors) in stored.items():
                 found = tensors[name]
                 if bits:
-                    found = np.unpackbits(found, count=values.size, bitorder="little").astype(bool).reshape(values.shape)
+                    found = (
+                        np.unpackbits(found, count=values.size, bitorder="little").astype(bool).reshape(values.shape)
+                    )
                 parts[key] = found
             assert np.array_equal(back[name], restore(values, **parts))
             distance += float(np.sum((back[name].astype(np.float64) - origin[name]) ** 2))

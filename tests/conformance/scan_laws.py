@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import jsonschema
+
 from conformance import measure_laws
 from conformance.measure_laws import Law, assets
-from support.tensors import read_tensors
-
 from nett.core.edge import SCHEMA
 from nett.core.registry import Card
+from support.tensors import read_tensors
 
 
 def laws(card: Card) -> list[Law]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conformance.laws import Law, laws_of
 
+from conformance.laws import Law, laws_of
 from nett.core.cards import all_cards
 from nett.core.registry import Card
 

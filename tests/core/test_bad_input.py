@@ -17,6 +17,7 @@ from typing import Any, final
 
 import numpy as np
 import pytest
+
 from support.cli import Said, nett, nett_process
 from support.forge import forge
 from support.tensors import header_of, to_bits, write_raw, write_tensors
@@ -111,7 +112,13 @@ def lying(bed: Bed, header: Any, data: bytes, length: int | None = None) -> None
 
 def test_truncated_file(bed: Bed) -> None:
     whole = bed.file("m2").read_bytes()
-    for kept, part in ((0, "0 bytes"), (5, "5 bytes"), (8, "header has"), (60, "header has"), (len(whole) - 1, "lie outside")):
+    for kept, part in (
+        (0, "0 bytes"),
+        (5, "5 bytes"),
+        (8, "header has"),
+        (60, "header has"),
+        (len(whole) - 1, "lie outside"),
+    ):
         bed.file("m2").write_bytes(whole[:kept])
         bed.refused(3, part, "truncated" if kept <= 60 else "'b.weight'", str(bed.file("m2")))
 
@@ -359,7 +366,9 @@ def test_a_tiny_file_system(bed: Bed, tmp_path: Path) -> None:
         pytest.skip("mounting needs root")
     mount = tmp_path / "tiny"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"mounting is not allowed here: {done.stderr.decode().strip()}")
     try:
@@ -367,7 +376,9 @@ def test_a_tiny_file_system(bed: Bed, tmp_path: Path) -> None:
         big = {n: np.resize(a, (4096,)) for n, a in bed.tensors.items()}
         small = {n: np.resize(a, (2048,)) for n, a in bed.tensors.items()}
         for name in ("base", "m1", "m2"):
-            write_tensors(bed.file(name), {n: a * 4 for n, a in big.items()} | {"c": np.resize(big["a.weight"], (9000,))})
+            write_tensors(
+                bed.file(name), {n: a * 4 for n, a in big.items()} | {"c": np.resize(big["a.weight"], (9000,))}
+            )
         nett(*words).failed(3, "bytes of disk, but only", str(mount / "out"))
         assert not list(mount.iterdir())
         for name in ("base", "m1", "m2"):
@@ -449,14 +460,23 @@ def test_read_only_file_system(bed: Bed, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["merge", "tise", "m"], ["no method of the room merge is called 'tise'", "Did you mean 'ties'", "nett list merge"]),
+        (
+            ["merge", "tise", "m"],
+            ["no method of the room merge is called 'tise'", "Did you mean 'ties'", "nett list merge"],
+        ),
         (["merge", "ties", "m", "--out", "o"], ["--base"]),
         (["merge", "ties", "--base", "b", "--out", "o"], ["at least one model"]),
         (["merge", "ties", "m", "--base", "b"], ["--out"]),
-        (["merge", "ties", "m", "--base", "b", "--out", "o", "--densty", "0.2"], ["'densty'", "'density'", "0 <= density <= 1"]),
+        (
+            ["merge", "ties", "m", "--base", "b", "--out", "o", "--densty", "0.2"],
+            ["'densty'", "'density'", "0 <= density <= 1"],
+        ),
         (["merge", "ties", "m", "--base", "b", "--out", "o", "--density", "2"], ["density = '2'", "0 <= density <= 1"]),
         (["merge", "ties", "m", "--base", "b", "--out", "o", "--density", "x"], ["density = 'x' is not a number"]),
-        (["merge", "ties", "m", "--base", "b", "--out", "o", "--scope", "modle"], ["'modle'", "tensor, model", "Did you mean 'model'"]),
+        (
+            ["merge", "ties", "m", "--base", "b", "--out", "o", "--scope", "modle"],
+            ["'modle'", "tensor, model", "Did you mean 'model'"],
+        ),
         (["merge", "ties", "m", "--base", "b", "--out", "o", "--threads", "-1"], ["threads", "0 <= threads <= 64"]),
         (["merge", "ties", "m", "--base", "b", "--out", "o", "--dtype", "bf17"], ["'bf17'", "Did you mean"]),
         (["merge", "ties", "m", "--base", "b", "--out", "o", "--shard-size", "5 apples"], ["5 apples", "500MB"]),

@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.merging import STORED, Model, assert_same, family, multi_task_vector, task_masks
-from support.tensors import Array
 
 from nett.merge import consensus, task_arithmetic
+from support.merging import STORED, Model, assert_same, family, multi_task_vector, task_masks
+from support.tensors import Array
 
 
 def reference(base: Model, tuned: list[Model], **given: Any) -> Model:
     """base + scale * [number of tasks whose mask holds >= min_tasks] * tau_MT."""
     options = {"over": "task_arithmetic", "min_tasks": 2, "scale": 0.5, "mask_lambda": 0.4, "density": 0.2} | given
-    lambdas = options["mask_lambda"] if isinstance(options["mask_lambda"], list) else [options["mask_lambda"]] * len(tuned)
+    lambdas = (
+        options["mask_lambda"] if isinstance(options["mask_lambda"], list) else [options["mask_lambda"]] * len(tuned)
+    )
     vector = multi_task_vector(base, tuned, options["over"], options["density"])
     masks = task_masks(base, tuned, vector, lambdas)
     made = {}
@@ -62,7 +64,7 @@ def test_every_element_type(tmp_path: Path, stored: str, over: str) -> None:
 
 def test_the_issues_own_command(tmp_path: Path) -> None:
     models = family(tmp_path, "bf16")
-    words = "--over task_arithmetic --min-tasks 2 --scale 0.5 --mask-lambda 0.4".split()
+    words = ["--over", "task_arithmetic", "--min-tasks", "2", "--scale", "0.5", "--mask-lambda", "0.4"]
     assert_same(models.merge("consensus", *words), models.as_stored(reference(models.base, models.tuned)))
 
 

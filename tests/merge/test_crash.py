@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cli import nett
-from support.forge import forge
 
 from nett.core.tiny import fine_tune_of, write_llama
+from support.cli import nett
+from support.forge import forge
 
 PIECES: dict[str, Any] = {"chunk": 128, "small": 512, "mark": 1024, "threads": 2}
 CASES: dict[str, dict[str, Any]] = {

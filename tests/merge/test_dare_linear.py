@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from nett.merge import dare_linear, task_arithmetic
 from support.dare import VARIANTS, dropped, masks_of
 from support.merging import STORED, Family, Model, assert_same, family
 from support.tensors import Array
-
-from nett.merge import dare_linear, task_arithmetic
 
 
 def reference(models: Family, masks: list[Model], options: dict[str, Any]) -> Model:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.dare import VARIANTS, dropped, masks_of
-from support.merging import STORED, Family, Model, assert_same, elect, family
 
 from nett.merge import dare_linear, dare_ties
+from support.dare import VARIANTS, dropped, masks_of
+from support.merging import STORED, Family, Model, assert_same, elect, family
 
 
 def reference(models: Family, masks: list[Model], options: dict[str, Any]) -> Model:

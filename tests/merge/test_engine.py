@@ -10,9 +10,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from support.cli import nett
-from support.forge import forge
-from support.tensors import header_of, read_tensors, rounded, write_tensors
 
 from nett.core import aftercare
 from nett.core.cards import find_card
@@ -20,6 +17,9 @@ from nett.core.edge import SCHEMA
 from nett.core.errors import ProofFailed, Refused
 from nett.core.tiny import fine_tune_of, write_llama
 from nett.merge import engine
+from support.cli import nett
+from support.forge import forge
+from support.tensors import header_of, read_tensors, rounded, write_tensors
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def test_shards_and_their_index(llamas: list[str], tmp_path: Path) -> None:
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     shards = sorted((tmp_path / "many").glob("*.safetensors"))
     count = len(shards)
-    assert count > 3 and [s.name for s in shards] == [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    assert count > 3 and [s.name for s in shards] == [
+        f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
+    ]
     for shard in shards:
         names = [n for n in header_of(shard) if n != "__metadata__"]
         data = sum(e["data_offsets"][1] - e["data_offsets"][0] for n, e in header_of(shard).items() if n in names)
@@ -89,7 +91,9 @@ def test_sharded_inputs_are_the_same_models(llamas: list[str], tmp_path: Path) -
     write_llama(tmp_path / "sharded", shards=3)
     run("ties", llamas, tmp_path / "one")
     run("ties", [str(tmp_path / "sharded"), *llamas[1:]], tmp_path / "two")
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_safetensors_loads_it(llamas: list[str], tmp_path: Path) -> None:
@@ -278,7 +282,9 @@ def test_a_model_that_transformers_cannot_load_fails(llamas: list[str], tmp_path
 def test_where_it_cannot_be_heard_the_receipt_says_why(tmp_path: Path) -> None:
     for name in ("base", "m1"):
         write_tensors(tmp_path / name / "model.safetensors", {"w": np.ones(4)})
-    nett("merge", "ties", str(tmp_path / "m1"), "--base", str(tmp_path / "base"), "--out", str(tmp_path / "out")).succeeded()
+    nett(
+        "merge", "ties", str(tmp_path / "m1"), "--base", str(tmp_path / "base"), "--out", str(tmp_path / "out")
+    ).succeeded()
     checks = {c["name"]: c for c in json.loads((tmp_path / "out" / "nett.json").read_text())["checks"]}
     assert checks["speaks"]["detail"] == "not tried: the output has no config.json"
 
@@ -288,5 +294,3 @@ def test_proof_failed_is_raised_in_python_too(llamas: list[str], tmp_path: Path)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 31}))
     with pytest.raises(ProofFailed, match="hidden_size"):
         engine.run(find_card("ties"), llamas[1:], {}, base=Path(llamas[0]), out=tmp_path / "out", speak=False)
-
-

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
-from support.tensors import Array
 
 from nett.core.errors import UsageError
 from nett.merge import linear
+from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
+from support.tensors import Array
 
 
 def reference(tuned: list[Model], weights: list[float], normalize: bool = True) -> Model:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import nett
-from support.merging import STORED, assert_same, family
-from support.tensors import read_tensors, write_tensors
 
 from nett.core.errors import UsageError
 from nett.merge import passthrough
+from support.cli import nett
+from support.merging import STORED, assert_same, family
+from support.tensors import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize("stored", STORED)

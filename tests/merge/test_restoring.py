@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import nett
-from support.tensors import read_tensors, write_tensors
 
 from nett.core.tiny import fine_tune_of, write_llama
+from support.cli import nett
+from support.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def test_dry_run(masks: Path, tmp_path: Path) -> None:
     assert size <= int(said.out.split("would write ")[1].split(" bytes")[0].replace(",", "")) < size + 4000
 
 
-@pytest.mark.parametrize(("words", "parts"), [([], ["several tasks", "m1 | m2"]), (["--task", "m3"], ["no task 'm3'", "m1, m2"])])
+@pytest.mark.parametrize(
+    ("words", "parts"), [([], ["several tasks", "m1 | m2"]), (["--task", "m3"], ["no task 'm3'", "m1, m2"])]
+)
 def test_which_task(masks: Path, tmp_path: Path, words: list[str], parts: list[str]) -> None:
     nett("restore", str(masks), "--out", str(tmp_path / "back"), *words).failed(2, *parts)
     assert not (tmp_path / "back").exists()
@@ -86,7 +88,9 @@ def test_changed_base_is_a_failed_proof(masks: Path, tmp_path: Path) -> None:
     blob[-1] ^= 1
     file.write_bytes(blob)
     place = sorted(tmp_path.rglob("*"))
-    nett("restore", str(masks), "--task", "m1", "--out", str(tmp_path / "back")).failed(4, "not the base", str(tmp_path / "base"))
+    nett("restore", str(masks), "--task", "m1", "--out", str(tmp_path / "back")).failed(
+        4, "not the base", str(tmp_path / "base")
+    )
     assert sorted(tmp_path.rglob("*")) == place
 
 
@@ -102,13 +106,17 @@ def test_damaged_masks_are_not_used(masks: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "back").exists()
     (masks / "masks" / "m2.safetensors").unlink()
     nett("restore", str(masks), "--task", "m2", "--out", str(tmp_path / "back")).failed(3, "masks/m2.safetensors")
-    nett("restore", str(masks), "--task", "m1", "--out", str(tmp_path / "back")).succeeded()  # of which nothing is missing
+    nett(
+        "restore", str(masks), "--task", "m1", "--out", str(tmp_path / "back")
+    ).succeeded()  # of which nothing is missing
 
 
 def test_what_cannot_be_undone(masks: Path, tmp_path: Path) -> None:
     words = [str(tmp_path / "m1"), "--base", str(tmp_path / "base"), "--out", str(tmp_path / "ties"), "--no-speak"]
     nett("merge", "ties", *words).succeeded()
-    nett("restore", str(tmp_path / "ties"), "--out", str(tmp_path / "back")).failed(3, "merge/ties", "cannot be undone", str(tmp_path / "m1"))
+    nett("restore", str(tmp_path / "ties"), "--out", str(tmp_path / "back")).failed(
+        3, "merge/ties", "cannot be undone", str(tmp_path / "m1")
+    )
     nett("restore", str(tmp_path / "m1")).failed(3, "carries no receipt")
     nett("restore", str(tmp_path / "nowhere")).failed(3, "nowhere")
 
@@ -134,7 +142,10 @@ def test_a_receipt_that_names_files_elsewhere(masks: Path, tmp_path: Path) -> No
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema": 1}', '{"schema": 99, "outputs": []}', '{"schema": 1, "outputs": [], "room": "../x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"schema": 1}', '{"schema": 99, "outputs": []}', '{"schema": 1, "outputs": [], "room": "../x"}'],
+)
 def test_broken_receipts(masks: Path, tmp_path: Path, content: str) -> None:
     (masks / "nett.json").write_text(content)
     for verb in (["restore", str(masks), "--task", "m1"], ["verify", str(masks)]):

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.cli import nett
-from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
-from support.tensors import Array
 
 from nett.core.errors import UsageError
 from nett.merge import slerp
+from support.cli import nett
+from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
+from support.tensors import Array
 
 
 def reference(base: Model, other: Model, t: float) -> Model:
@@ -74,7 +74,9 @@ def test_shape_does_not_matter_but_the_tensor_does() -> None:
 def test_takes_two_models(tmp_path: Path) -> None:
     models = family(tmp_path)
     out = str(tmp_path / "o")
-    nett("merge", "slerp", *models.paths, "--base", models.base_path, "--out", out).failed(2, "merge/slerp", "3 were given")
+    nett("merge", "slerp", *models.paths, "--base", models.base_path, "--out", out).failed(
+        2, "merge/slerp", "3 were given"
+    )
     nett("merge", "slerp", models.paths[0], "--out", out).failed(2, "--base MODEL")
     with pytest.raises(UsageError, match="one model, but 2 were given"):
         slerp(np.zeros(2), [np.zeros(2), np.zeros(2)])

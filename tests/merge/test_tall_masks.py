@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.cli import nett
-from support.merging import STORED, Family, Model, assert_same, family, multi_task_vector, task_masks
-from support.tensors import Array, header_of, read_tensors, rounded
 
 from nett.core.errors import UsageError
 from nett.merge import tall_masks
+from support.cli import nett
+from support.merging import STORED, Family, Model, assert_same, family, multi_task_vector, task_masks
+from support.tensors import Array, header_of, read_tensors, rounded
 
 
 def written(models: Family, out: Path, *words: str) -> dict[str, object]:
@@ -29,7 +29,8 @@ def unpacked(file: Path, like: Model) -> Model:
     """The masks of a file: little-endian bits, eight to a byte, each tensor by itself."""
     packed = read_tensors(file)
     return {
-        n: np.unpackbits(packed[n], count=a.size, bitorder="little").astype(bool).reshape(a.shape) for n, a in like.items()
+        n: np.unpackbits(packed[n], count=a.size, bitorder="little").astype(bool).reshape(a.shape)
+        for n, a in like.items()
     }
 
 
@@ -137,4 +138,6 @@ def test_tasks_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert names == ["a.m1", "b.m1"]
     for name in names:
         nett("restore", str(out), "--task", name, "--out", str(tmp_path / f"back-{name}")).succeeded()
-    assert not np.array_equal(rounded(read_tensors(tmp_path / "back-a.m1")["norm"], "F32"), read_tensors(tmp_path / "back-b.m1")["norm"])
+    assert not np.array_equal(
+        rounded(read_tensors(tmp_path / "back-a.m1")["norm"], "F32"), read_tensors(tmp_path / "back-b.m1")["norm"]
+    )

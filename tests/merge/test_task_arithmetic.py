@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from nett.merge import task_arithmetic
 from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
 from support.tensors import Array
 
-from nett.merge import task_arithmetic
 
-
-def reference(base: Model, tuned: list[Model], weights: list[float], scale: float = 1.0, normalize: bool = False) -> Model:
+def reference(
+    base: Model, tuned: list[Model], weights: list[float], scale: float = 1.0, normalize: bool = False
+) -> Model:
     """base + scale * sum_i w_i (x_i - base), in float32, in order."""
 
     def merge(ground: Array, models: list[Array]) -> Array:

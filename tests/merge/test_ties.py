@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.merging import STORED, assert_same, elect, family, ties_reference, trim_all, trim_exact
-from support.tensors import Array
 
 from nett.merge import ties
+from support.merging import STORED, assert_same, elect, family, ties_reference, trim_all, trim_exact
+from support.tensors import Array
 
 EXACT: dict[str, Any] = {"scope": "tensor", "tie_policy": "lowest-index"}
 VARIANTS: list[dict[str, Any]] = [

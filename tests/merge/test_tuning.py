@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nett.core.cards import find_card
 from support.cli import nett
 from support.merging import Family, family
 from support.tensors import read_tensors
-
-from nett.core.cards import find_card
 
 GRID = [0.2, 0.3, 0.4, 0.5, 0.6]
 
@@ -114,7 +114,9 @@ def test_a_judge_that_does_not_judge(
 
 def test_a_model_path_with_blanks_is_quoted(tmp_path: Path) -> None:
     models = family(tmp_path / "with blank")
-    receipt = run(models, tmp_path / "with blank", "consensus", judge(tmp_path, "print(model.is_dir() - 1)"), "--scale", "auto")
+    receipt = run(
+        models, tmp_path / "with blank", "consensus", judge(tmp_path, "print(model.is_dir() - 1)"), "--scale", "auto"
+    )
     assert receipt["parameters"]["scale"] == 0.1
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from support.cli import nett
-from support.tensors import read_tensors, write_tensors
 
 from nett.core.edge import SCHEMA
 from nett.core.tiny import fine_tune_of, write_llama
+from support.cli import nett
+from support.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from support.merging import Family, Model
 from support.tensors import Array, write_tensors
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from support.tensors import Array, to_bits
 
 from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.dtypes import DTYPES
@@ -15,6 +14,7 @@ from nett.core.registry import Card
 from nett.core.runner import Pool
 from nett.merge.job import Job, labels_of, plan_tensors
 from nett.merge.stream import Stream
+from support.tensors import Array, to_bits
 
 
 @final

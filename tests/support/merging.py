@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from support.cli import nett
 from support.tensors import Array, flat, read_tensors, rounded, unflat, write_tensors
 
@@ -146,7 +147,9 @@ def ties_reference(base: Model, tuned: Sequence[Model], **given: Any) -> Model:
     return (whole_model if options["scope"] == "model" else tensor_by_tensor)(merge, base, tuned)
 
 
-def multi_task_vector(base: Model, tuned: Sequence[Model], over: str = "task_arithmetic", density: float = 0.2) -> Model:
+def multi_task_vector(
+    base: Model, tuned: Sequence[Model], over: str = "task_arithmetic", density: float = 0.2
+) -> Model:
     """P04, section 4.1: the sum of the task vectors, or the sum of what TIES trims and elects."""
 
     def vector(ground: Array, models: list[Array]) -> Array:

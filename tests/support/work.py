@@ -8,18 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STEPS = ("pwrite", "write", "fdatasync", "fsync", "rename", "replace", "ftruncate", "posix_fallocate", "unlink", "mkdir")
+STEPS = (
+    "pwrite",
+    "write",
+    "fdatasync",
+    "fsync",
+    "rename",
+    "replace",
+    "ftruncate",
+    "posix_fallocate",
+    "unlink",
+    "mkdir",
+)
 
 
 def warm() -> None:
     """Import and compile everything once, on a model of a few numbers in memory."""
     import numpy as np
-    from support.memory import ArraysCheckpoint, merged_in_memory
-    from support.tensors import write_tensors
 
     from nett.core.cards import all_cards
     from nett.core.progress import report
     from nett.merge import engine, restoring  # noqa: F401
+    from support.memory import ArraysCheckpoint, merged_in_memory
+    from support.tensors import write_tensors
 
     report.style = "quiet"
     rng = np.random.default_rng(0)

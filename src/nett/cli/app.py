@@ -19,13 +19,11 @@ VERBS = {
     "diff": "Which tensors and layers moved between two checkpoints, and by how much.",
     "verify": "Check an output against the receipt it carries.",
     "restore": "Undo, wherever the method is reversible; or rebuild one task.",
-    "convert": "Write a checkpoint in another format, type or sharding.",
     "list": "All methods, by room.",
     "show": "One method: what it does, its options, when to use it.",
     "papers": "The 81 papers and which of them work here.",
     "doctor": "What is installed, and what each extra adds.",
     "claims": "Run a paper's experiment, or write the table of all (needs a checkout).",
-    "bench": "Measure a room's speed against its peers (needs a checkout).",
 }
 GLOBAL = {
     "--dry-run": "Say what would be done and what it would take; do nothing.",
@@ -73,7 +71,9 @@ class Nett(click.Group):
         command = self.get_command(ctx, args[0])
         if command is None:
             known = self.list_commands(ctx)
-            raise UsageError(f"no command is called {args[0]!r}.{did_you_mean(args[0], known)}", hint="See: nett --help")
+            raise UsageError(
+                f"no command is called {args[0]!r}.{did_you_mean(args[0], known)}", hint="See: nett --help"
+            )
         return args[0], command, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

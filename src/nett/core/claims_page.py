@@ -57,7 +57,11 @@ def _section(claim: Claim, found: ClaimResult) -> str:
         lines += ["", *(f"- {text}" for text in record["because"])]
     for bed in record["beds"]:
         lines += ["", f"{bed}, mean ± standard deviation over the seeds:", "", *_figures(record["figures"], bed)]
-    lines += ["", "Points that decide how the methods stand (`nett list`): bytes of all that must be kept, time to make it.", ""]
+    lines += [
+        "",
+        "Points that decide how the methods stand (`nett list`): bytes of all that must be kept, time to make it.",
+        "",
+    ]
     return "\n".join([*lines, *_frontier(record["frontier"])])
 
 

@@ -163,7 +163,9 @@ def _read(place: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise NettError(f"cannot be read: {error}", where=place, hint="It is generated; delete it and run again.") from error
+        raise NettError(
+            f"cannot be read: {error}", where=place, hint="It is generated; delete it and run again."
+        ) from error
     return dict(content)
 
 

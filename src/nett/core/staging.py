@@ -41,7 +41,9 @@ def check_target(out: Path, needed: int, *, overwrite: bool, inputs: Iterable[Pa
         raise Refused("exists and is not empty", where=out, hint="Choose another --out, or add --overwrite.")
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
-            raise Refused(f"holds an input of this work ({path}), so it is not replaced", where=out, hint="Choose another --out.")
+            raise Refused(
+                f"holds an input of this work ({path}), so it is not replaced", where=out, hint="Choose another --out."
+            )
     parent = out.parent
     while not parent.exists():
         parent = parent.parent

@@ -29,13 +29,13 @@ def _sum_of_signs(votes: Array) -> int:
 
 
 @jit
-def _gather(votes: Array, delta: Array, weight: Any, at_zero: Any, total: Array, divisor: Array) -> None:
+def _gather(votes: Array, delta: Array, weight: Any, at_zero: Any, flip: bool, total: Array, divisor: Array) -> None:
     for i in range(delta.size):
         d = delta[i]
         vote = votes[i]
         if vote == 0:
             vote = at_zero
-        agrees = (d > 0) if vote > 0 else (d < 0)
+        agrees = (d > 0) if (vote > 0) != flip else (d < 0)
         w = weight if agrees else weight * 0
         total[i] += w * d
         divisor[i] += w
@@ -73,7 +73,8 @@ def elect_and_average(
         at_zero = float(np.sign(signs["signs"]))
     total, divisor = np.zeros_like(votes), np.zeros_like(votes)
     for delta, weight in zip(deltas, weights, strict=True):
-        _gather(votes, delta, kind(weight), kind(at_zero), total, divisor)
+        # A negative weight turns an entry's vote round, and so what it agrees with.
+        _gather(votes, delta, kind(weight), kind(at_zero), weight_in_election and weight < 0, total, divisor)
     if normalize:
         _divide(total, divisor)
     return total

@@ -6,8 +6,8 @@ A merge is a pure kernel ``method(base, tuned, *, parameters) -> merged`` (witho
 something of the whole tensor or model yields asks (:mod:`nett.core.passes`).
 
 What it returns is one array, or a mapping from the names in the card's ``outputs`` to arrays: ``name`` holds one
-array, ``name*`` a list with one for each model, ``:bits`` behind it booleans, stored as packed bits. ``restore`` names a
-function of the same file, ``(base, <output>, …) -> array``, which rebuilds the model that its ``name*`` belongs to.
+array, ``name*`` a list with one for each model, ``:bits`` behind it booleans, stored as packed bits. ``restore`` names
+a function of the same file, ``(base, <output>, …) -> array``, which rebuilds the model that its ``name*`` belongs to.
 
 Parameters typed ``float | Sequence[float]`` take one value or one for each model. Laws (run by the conformance
 suite over every card): with the card's ``identity`` parameters and one fine-tune, the result is that fine-tune;

@@ -12,10 +12,10 @@ import numpy as np
 
 import nett
 from nett.core import receipt as receipts
+from nett.core.cards import find_card
 from nett.core.checkpoint import Checkpoint, TensorSpec, open_checkpoint, shard_plan
 from nett.core.checkpoint.safetensors import SafetensorsCheckpoint
 from nett.core.checkpoint.writer import byte_size
-from nett.core.cards import find_card
 from nett.core.dtypes import Array, Dtype, encode
 from nett.core.edge import Edge
 from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
@@ -71,7 +71,8 @@ class Parts:
                 held = stored.tensors.get(info.name)
                 if info.dtype.is_float and (held is None or held.size != size):
                     raise ProofFailed(
-                        f"is not the base that the receipt was made with: {info.name!r} does not fit", where=self.base.path
+                        f"is not the base that the receipt was made with: {info.name!r} does not fit",
+                        where=self.base.path,
                     )
 
     def dtype(self, name: str) -> Dtype:

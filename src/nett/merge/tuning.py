@@ -23,7 +23,8 @@ def score(command: str, model: Path, task: str) -> float:
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0:
         raise Refused(
-            f"the --eval command ended with exit code {done.returncode}: {(done.stderr.strip() or 'no message')[-500:]}",
+            f"the --eval command ended with exit code {done.returncode}: "
+            + (done.stderr.strip() or "no message")[-500:],
             where=line,
         )
     try:

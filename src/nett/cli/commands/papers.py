@@ -24,7 +24,9 @@ def command(as_json: bool) -> None:
         return
     status = {word: sum(r.status == word for r in rows) for word in STATUSES}
     claim = {word: sum(r.claim == word for r in rows) for word in CLAIMS}
-    click.echo(f"{len(rows)} papers: {status['works']} work, {status['building']} building, {status['planned']} planned")
+    click.echo(
+        f"{len(rows)} papers: {status['works']} work, {status['building']} building, {status['planned']} planned"
+    )
     tested = f"{claim['holds']} hold, {claim['fails']} fail, {claim['none']} not tested"
     click.echo(f"claims: {tested}\n")
     methods = {r.paper.id: ", ".join(r.methods or r.paper.methods) for r in rows}

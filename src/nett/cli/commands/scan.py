@@ -1,0 +1,66 @@
+"""``nett scan PATH…``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+SHOWN = 40
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--base", metavar="PATH", help="The model that the others were tuned from.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as JSON."
+)
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures."
+)
+@click.option("--only", multiple=True, metavar="PROBE", help="Run only this probe (again for more; or a,b,c).")
+@click.option("--threads", type=click.IntRange(0, 64), default=0, help="How many threads work; 0 for all.")
+def command(
+    paths: tuple[str, ...],
+    base: str | None,
+    json_file: Path | None,
+    html_file: Path | None,
+    only: tuple[str, ...],
+    threads: int,
+) -> None:
+    """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it."""
+    import json
+
+    from nett.scan import engine
+
+    chosen = [word for words in only for word in words.split(",") if word]
+    found = engine.run(list(paths), base=base, threads=threads, only=chosen)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = [
+        (f"{e.bytes_freed:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
+         e.kind, e.target, e.command or "-")
+        for e in found.edges
+    ]  # fmt: skip
+    headers = ("bytes", "guarantee", "error", "finding", "target", "command")
+    summary = (
+        f"{found.nbytes:,} bytes in {len(found.assets)} checkpoint(s); {found.lossless:,} can be freed without loss"
+    )
+    if found.most > found.lossless:
+        summary += f", {found.most:,} at a relative error of up to {found.error:.3g}"
+    click.echo(summary + f" ({found.seconds:.1f} s)")
+    for row in [headers, *rows[:SHOWN]] if rows else []:
+        click.echo(
+            f"{row[0]:>15}  {row[1]:<9} {row[2]:>8}  {row[3]:<22} {row[4]}" + (f"  {row[5]}" if row[5] != "-" else "")
+        )
+    if len(rows) > SHOWN:
+        click.echo(f"… and {len(rows) - SHOWN} more; --json FILE has all")
+    if not rows:
+        click.echo("Nothing redundant was found.")
+    if html_file is not None:
+        from nett.core.report import Page
+
+        page = Page("nett scan", summary)
+        page.bars([(e.target, e.bytes_freed, e.kind) for e in found.edges[:20]], title="Largest findings", unit="bytes")
+        page.table(list(headers), [list(r) for r in rows])
+        page.write(html_file)
