@@ -52,7 +52,7 @@ def kept(base: Measured, tuned: Measured, model: Measured) -> float:
 
 
 def log_probabilities(model: Any, ids: Any, *, batch: int = 4, tick: Callable[[int], None] | None = None) -> Any:
-    """Log-probabilities of every next token: from ids (passages, length) a tensor (passages, length - 1, vocabulary)."""
+    """Log-probabilities of every next token: ids (passages, length) to (passages, length - 1, vocabulary)."""
     import torch
 
     model.eval()

@@ -21,7 +21,7 @@ from nett.core.cards import all_cards
 from nett.core.edge import SCHEMA
 from nett.core.registry import ROOMS, Card
 from nett.core.standing import standings
-from nett.merge.recipe import recipe_schema
+from nett.merge.recipe_schema import recipe_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(nett.__file__).parent
@@ -76,18 +76,17 @@ def method_page(card: Card, standing: str) -> str:
     text.append(f"## Measured here\n\n{measured(card)}\n")
     if "Source" in card.sections:
         text.append(f"## Source\n\n{card.sections['Source']}\n")
-    catalogue = {p["id"]: p for p in papers.catalogue()}
+    catalogue = {p.id: p for p in papers.catalogue()}
     for paper in card.papers:
-        text.append(f"\n{paper}: *{catalogue[paper]['title']}*. {catalogue[paper]['idea']}\n")
+        text.append(f"\n{paper}: *{catalogue[paper].title}*. {catalogue[paper].idea}\n")
     return "".join(text).rstrip() + "\n"
 
 
 def index_page(cards: list[Card], standing: dict[str, str]) -> str:
     text = [NOTE + "# Methods\n"]
     for room in dict.fromkeys(c.room for c in cards):
-        text.append(
-            f"\n## {room}\n\n{introduction(room)}\n\n| method | papers | guarantee | standing | |\n|---|---|---|---|---|\n"
-        )
+        text.append(f"\n## {room}\n\n{introduction(room)}\n\n")
+        text.append("| method | papers | guarantee | standing | |\n|---|---|---|---|---|\n")
         for c in cards:
             if c.room == room:
                 link = f"[{c.name}]({c.room}/{c.name}.md)"
@@ -98,16 +97,15 @@ def index_page(cards: list[Card], standing: dict[str, str]) -> str:
 
 
 def papers_page() -> str:
-    rows = papers.rows()
+    rows = [r.as_json() for r in papers.paper_rows()]
     counts = {s: sum(r["status"] == s for r in rows) for s in ("works", "building", "planned")}
     text = [NOTE + "# The 81 papers\n\n"]
     text.append(f"{counts['works']} work, {counts['building']} are being built, {counts['planned']} are planned.\n")
     text.append("Status says whether the system is complete; claim, whether the paper's effect was seen here.\n\n")
     text.append("| id | room | title | methods | status | claim |\n|---|---|---|---|---|---|\n")
     for r in rows:
-        text.append(
-            f"| {r['id']} | {r['room']} | {r['title']} | {', '.join(r['methods']) or '–'} | {r['status']} | {r['claim']} |\n"
-        )
+        names = ", ".join(r["methods"]) or "–"
+        text.append(f"| {r['id']} | {r['room']} | {r['title']} | {names} | {r['status']} | {r['claim']} |\n")
     return "".join(text)
 
 

@@ -6,6 +6,7 @@ the k-th value, and a histogram of the next 16 within that bin narrows it, until
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -17,6 +18,7 @@ from nett.core.passes import Ask, Chunk, Scope
 
 TiePolicy = Literal["all", "lowest-index"]
 _BINS = 1 << 16
+_ENTRIES = 1 << 21  # of Digits.places, 6 bytes each
 
 
 @jit
@@ -24,13 +26,13 @@ def _histogram(bits: Array, magnitude: Any, prefix: Any, shift: Any, above: Any,
     for i in range(bits.size):
         b = bits[i] & magnitude
         if (b >> above) == prefix:
-            bins[np.int64((b >> shift) & digit)] += 1
+            bins[np.uint64((b >> shift) & digit)] += 1
 
 
 @jit
 def _histogram_first(bits: Array, magnitude: Any, shift: Any, bins: Array) -> None:
     for i in range(bits.size):
-        bins[np.int64((bits[i] & magnitude) >> shift)] += 1
+        bins[np.uint64((bits[i] & magnitude) >> shift)] += 1
 
 
 @jit
@@ -43,21 +45,31 @@ def _count_equal(bits: Array, magnitude: Any, value: Any) -> int:
 
 
 @jit
-def _trim(values: Array, bits: Array, magnitude: Any, threshold: Any, ties: int, out: Array) -> None:
-    if ties < 0:
-        for i in range(bits.size):
-            out[i] = values[i] if (bits[i] & magnitude) >= threshold else 0.0
-        return
-    left = ties
+def _collect(bits: Array, magnitude: Any, prefix: Any, above: Any, found: Array) -> int:
+    count = 0
     for i in range(bits.size):
         b = bits[i] & magnitude
-        if b > threshold:
-            out[i] = values[i]
-        elif b == threshold and left > 0:
-            out[i] = values[i]
-            left -= 1
-        else:
-            out[i] = 0.0
+        found[count] = b
+        count += np.int64((b >> above) == prefix)
+    return count
+
+
+@jit
+def _first_equals(bits: Array, magnitude: Any, value: Any, count: int) -> int:
+    """Where the first ``count`` elements equal to ``value`` end."""
+    left = count
+    for i in range(bits.size):
+        left -= np.int64((bits[i] & magnitude) == value)
+        if left == 0:
+            return i + 1
+    return int(bits.size)
+
+
+@jit
+def _trim(bits: Array, magnitude: Any, least: Any, out: Array) -> None:
+    for i in range(bits.size):
+        b = bits[i]
+        out[i] = b if (b & magnitude) >= least else b ^ b
 
 
 def _bits(values: Array) -> tuple[Array, Any]:
@@ -85,9 +97,33 @@ class Cut:
         if self.nothing:
             return np.zeros_like(values)
         bits, magnitude = _bits(values)
-        out = np.empty(bits.size, values.dtype)
-        _trim(values.ravel(), bits, magnitude, bits.dtype.type(self.threshold), self.ties, out)
-        return out.reshape(values.shape)
+        out = np.empty(bits.size, bits.dtype)
+        threshold = bits.dtype.type(self.threshold)
+        above = bits.dtype.type(self.threshold + 1)
+        if self.ties < 0:
+            _trim(bits, magnitude, threshold, out)
+        elif self.ties == 0:
+            _trim(bits, magnitude, above, out)
+        else:
+            place = _first_equals(bits, magnitude, threshold, self.ties)
+            _trim(bits[:place], magnitude, threshold, out[:place])
+            _trim(bits[place:], magnitude, above, out[place:])
+        kept = out.view(np.float64 if bits.itemsize == 8 else np.float32)
+        return kept.astype(values.dtype, copy=False).reshape(values.shape)
+
+
+@final
+@dataclass
+class Digits:
+    """What a round of :class:`Largest` gathers: how often each value of the digit at hand occurs.
+
+    ``places`` holds the same chunk by chunk, as (digits, counts), while the last digit is being counted and exact
+    counts are wanted: it saves a reading of everything. None where it would take too much memory.
+    """
+
+    bins: Array
+    places: dict[int, tuple[Array, Array]] | None = None
+    entries: int = 0
 
 
 @final
@@ -120,28 +156,36 @@ class Largest(Ask):
             seen = {} if seen is None else seen
             seen[chunk.index] = int(_count_equal(bits, magnitude, kind(known["prefix"])))
             return seen
-        seen = np.zeros(_BINS, np.int64) if seen is None else seen
+        seen = Digits(np.zeros(_BINS, np.int64), {}) if seen is None else seen
         if known is None:
-            _histogram_first(bits, magnitude, kind(self._width() - 16), seen)
-        else:
-            above = known["left"]
-            shift = max(0, above - 16)
-            digit = kind((1 << (above - shift)) - 1)
-            _histogram(bits, magnitude, kind(known["prefix"]), kind(shift), kind(above), digit, seen)
-        return seen
+            _histogram_first(bits, magnitude, kind(self._width() - 16), seen.bins)
+            return seen
+        above = known["left"]
+        shift = max(0, above - 16)
+        digit = kind((1 << (above - shift)) - 1)
+        if shift or self.ties == "all" or seen.places is None:
+            _histogram(bits, magnitude, kind(known["prefix"]), kind(shift), kind(above), digit, seen.bins)
+            return seen
+        found = np.empty(bits.size + 1, bits.dtype)
+        count = _collect(bits, magnitude, kind(known["prefix"]), kind(above), found)
+        here = np.bincount((found[:count] & digit).astype(np.int64), minlength=1)
+        digits = np.flatnonzero(here)
+        seen.bins[digits] += here[digits]
+        seen.places[chunk.index] = (digits.astype(np.uint16), here[digits].astype(np.uint32))
+        seen.entries += digits.size
+        return _within_bounds(seen)
 
     def join(self, a: Any, b: Any) -> Any:
-        return a | b if isinstance(a, dict) else a + b
+        if isinstance(a, dict):
+            return a | b
+        places = a.places | b.places if a.places is not None and b.places is not None else None
+        return _within_bounds(Digits(a.bins + b.bins, places, a.entries + b.entries))
 
     def settle(self, known: Any, seen: Any) -> tuple[Any, bool]:
         if isinstance(seen, dict):
-            starts, before = {}, 0
-            for index in sorted(seen):
-                starts[str(index)] = [before, seen[index]]
-                before += seen[index]
-            return known | {"starts": starts}, True
+            return _with_starts(known, seen), True
         if known is None:
-            total = int(seen.sum())
+            total = int(seen.bins.sum())
             if self.ties == "all":
                 rank = total - int(total * self.density)
             else:
@@ -150,9 +194,9 @@ class Largest(Ask):
         # `rank` counts from the smallest value of the bin found so far, starting at 1.
         left = known["left"]
         width = min(16, left)
-        cumulative = np.cumsum(seen[: 1 << width])
+        cumulative = np.cumsum(seen.bins[: 1 << width])
         place = int(np.searchsorted(cumulative, known["rank"]))
-        inside = int(seen[place])
+        inside = int(seen.bins[place])
         rank = known["rank"] - (int(cumulative[place]) - inside)
         above = known["above"] + int(cumulative[-1] - cumulative[place])
         next_known = {
@@ -166,7 +210,9 @@ class Largest(Ask):
         next_known["keep"] = inside - rank + 1  # equals of the threshold that belong to the exact count
         if self.ties == "all" or next_known["keep"] == inside:
             return next_known | {"keep": -1}, True
-        return next_known, False
+        if not seen.places:
+            return next_known, False
+        return _with_starts(next_known, {i: _count_at(place, *part) for i, part in seen.places.items()}), True
 
     def tell(self, known: Any, chunk: Chunk) -> Cut:
         if "prefix" not in known:
@@ -174,4 +220,26 @@ class Largest(Ask):
         if known["keep"] < 0:
             return Cut(known["prefix"], -1)
         before, here = known["starts"][str(chunk.index)]
-        return Cut(known["prefix"], max(0, min(here, known["keep"] - before)))
+        left = known["keep"] - before
+        return Cut(known["prefix"], -1 if here <= left else max(0, left))
+
+
+def _within_bounds(seen: Digits) -> Digits:
+    if seen.entries > _ENTRIES:
+        seen.places, seen.entries = None, 0
+    return seen
+
+
+def _count_at(place: int, digits: Array, counts: Array) -> int:
+    """How often ``place`` occurs, of sorted ``digits`` with their ``counts``."""
+    at = int(np.searchsorted(digits, place))
+    return int(counts[at]) if at < digits.size and digits[at] == place else 0
+
+
+def _with_starts(known: Mapping[str, Any], equals: Mapping[int, int]) -> dict[str, Any]:
+    """For each chunk, how many equals of the threshold lie before it and in it."""
+    starts, before = {}, 0
+    for index in sorted(equals):
+        starts[str(index)] = [before, equals[index]]
+        before += equals[index]
+    return dict(known) | {"starts": starts}

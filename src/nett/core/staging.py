@@ -196,7 +196,7 @@ class Staging:
 
 @contextmanager
 def staged(out: Path, key: str) -> Iterator[Staging]:
-    """A staging folder, locked. Refusals and failed proofs leave nothing behind; other failures leave what a rerun resumes from."""
+    """A staging folder, locked. Refusals and failed proofs leave nothing; other failures, what a rerun resumes from."""
     staging = Staging(out, key)
     staging.open()
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -13,22 +12,12 @@ from typing import Any, final
 import numpy as np
 
 from nett.core.checkpoint import lora
+from nett.core.checkpoint.adapter_plan import AdapterPlan
 from nett.core.checkpoint.base import Checkpoint, TensorInfo
 from nett.core.dtypes import Array, encode
 from nett.core.errors import Refused
 
 _KEPT = 4  # modules whose factors stay in memory
-
-
-@final
-@dataclass(frozen=True)
-class _Sum:
-    """One tensor's change: the factors, whether B A is to be transposed, the scaling, the rank."""
-
-    factors: lora.LowRank
-    transposed: bool
-    scaling: float
-    rank: int
 
 
 @final
@@ -42,135 +31,15 @@ class AdapterCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, base: Checkpoint, weights: Checkpoint, config: dict[str, Any]) -> None:
         self.path, self.base = path, base
-        self._weights, self._options = weights, config
+        self._weights = weights
         self.files = (*base.files, *weights.files, path / lora.CONFIG)
-        self._sums: dict[str, _Sum] = {}
-        self._biases: dict[str, tuple[str, float]] = {}
-        self._whole: dict[str, str] = {}
-        self._changes: dict[str, Any] = {}  # of the config
+        self._plan = AdapterPlan(base, weights, config)
+        self._sums, self._biases, self._whole = self._plan.sums, self._plan.biases, self._plan.whole
         self._cache: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
         self._lock = threading.Lock()
-        modules, whole = lora.sort_keys(weights.path, {n: t.shape for n, t in weights.tensors.items()})
-        added = self._place_whole(whole)
-        shapes = {n: t.shape for n, t in base.tensors.items()}
-        shapes |= {n: weights.tensors[k].shape for n, k in self._whole.items()}
-        for module, factors in modules.items():
-            self._place(module, factors, shapes)
-        if not self._sums and not self._whole:
-            raise Refused("changes no tensor of its base", where=weights.path)
-        self._mind_tying(added)
         self.tensors = {n: self._info(n, t) for n, t in base.tensors.items()}
-        for name in added:
-            self.tensors[name] = replace(weights.tensors[self._whole[name]], name=name)
-
-    # -- fitting the adapter's keys to the base's tensors --------------------------------------------------------
-
-    def _find(self, name: str) -> str | None:
-        """The base's name for a tensor. Models saved without their head lack the first part of their names."""
-        tensors = self.base.tensors
-        if name in tensors:
-            return name
-        without = name.partition(".")[2]
-        if without in tensors:
-            return without
-        starts = {n.partition(".")[0] for n in tensors}
-        longer = [f"{start}.{name}" for start in sorted(starts) if f"{start}.{name}" in tensors]
-        return longer[0] if len(longer) == 1 else None
-
-    def _unknown(self, key: str, name: str) -> Refused:
-        near = difflib.get_close_matches(name, self.base.tensors, n=1)
-        return Refused(
-            f"{key!r} is for {name!r}, which the base {self.base.path} does not hold",
-            where=self._weights.path,
-            hint=f"The nearest name there is {near[0]!r}. Is it the right base?" if near else "Is it the right base?",
-        )
-
-    def _place_whole(self, whole: dict[str, str]) -> list[str]:
-        """Tensors that the adapter brings whole. Returns the names of those that the base lacks."""
-        added = []
-        saved = self._options.get("modules_to_save") or []
-        for name, key in whole.items():
-            info, found = self._weights.tensors[key], self._find(name)
-            if found is None:
-                parts = name.split(".")
-                if any(s == name or s in parts or f".{s}." in f".{name}." for s in saved):
-                    if not (self._is_tied() and self._options.get("ensure_weight_tying")):
-                        self._whole[name] = key
-                        added.append(name)
-                    continue
-                if self._is_tied() and len(info.shape) == 2 and info.shape[0] >= self._vocabulary():
-                    continue  # the output side of tied embeddings, saved a second time after a resize
-                raise self._unknown(key, name)
-            shape = self.base.tensors[found].shape
-            if info.shape != shape and (len(shape) != 2 or info.shape[1:] != shape[1:] or name.endswith(".bias")):
-                raise Refused(f"{key!r} has the shape {info.shape}, the base {shape}", where=self._weights.path)
-            if info.shape != shape and shape[0] != self._vocabulary():
-                raise Refused(f"{key!r} has {info.shape[0]} rows, the base {shape[0]}", where=self._weights.path)
-            if info.shape != shape:
-                self._changes["vocab_size"] = info.shape[0]
-            self._whole[found] = key
-        return added
-
-    def _place(self, module: str, factors: lora.LowRank, shapes: dict[str, tuple[int, ...]]) -> None:
-        found = self._find(f"{module}.weight")
-        if found is None:
-            raise self._unknown(factors.a, f"{module}.weight")
-        rank, scaling = lora.scaling_of(self._options, module, self.path / lora.CONFIG)
-        a, b = self._weights.tensors[factors.a].shape, self._weights.tensors[factors.b].shape
-        shape = shapes[found]
-        if len(a) < 2 or len(b) < 2 or a[0] != rank or prod(b[1:]) != rank:
-            raise Refused(
-                f"{factors.a!r} of shape {a} and {factors.b!r} of shape {b} do not have the rank {rank} that"
-                f" {lora.CONFIG} gives them",
-                where=self._weights.path,
-            )
-        straight = (b[0], prod(a[1:])) == (shape[0], prod(shape[1:]))
-        turned = len(shape) == 2 and (prod(a[1:]), b[0]) == shape
-        wanted = factors.embedding or bool(self._options.get("fan_in_fan_out"))
-        if not (straight or turned) or (factors.embedding and not turned):
-            raise Refused(
-                f"{factors.a!r} of shape {a} and {factors.b!r} of shape {b} do not fit {found!r} of shape {shape}",
-                where=self._weights.path,
-            )
-        self._sums[found] = _Sum(factors, turned and (wanted or not straight), scaling, rank)
-        if factors.bias:
-            bias = self._find(f"{module}.bias")
-            if bias is None or self.base.tensors[bias].size != self._weights.tensors[factors.bias].size:
-                raise self._unknown(factors.bias, f"{module}.bias")
-            self._biases[bias] = (factors.bias, scaling)
-
-    # -- embeddings that the base uses twice ---------------------------------------------------------------------
-
-    def _is_tied(self) -> bool:
-        config = self.base.config() or {}
-        return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings")))
-
-    def _vocabulary(self) -> int:
-        config = self.base.config() or {}
-        size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-        return size if isinstance(size, int) else -1
-
-    def _mind_tying(self, added: list[str]) -> None:
-        if not self._is_tied():
-            return
-        size = self._vocabulary()
-        embeddings = [
-            n
-            for n in (*self._sums, *self._whole)
-            if n in self.base.tensors and self.base.tensors[n].shape[:1] == (size,)
-        ]
-        if any(len(self._weights.tensors[self._whole[n]].shape) == 2 for n in added):
-            self._changes["tie_word_embeddings"] = False
-        elif any(n in self._sums or "vocab_size" not in self._changes for n in embeddings):
-            if not self._options.get("ensure_weight_tying"):
-                raise Refused(
-                    f"trains {embeddings[0]!r}, which the base also uses as its output layer (tie_word_embeddings):"
-                    " whether that is to change too cannot be told",
-                    where=self.path,
-                    hint="Untie the base first (save it with tie_word_embeddings false and a copy as its lm_head).",
-                )
-
-    # -- reading -------------------------------------------------------------------------------------------------
+        for name in self._plan.added:
+            self.tensors[name] = replace(weights.tensors[self._whole[name]], name=name, file=None, offset=-1)
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         if name in self._whole:
@@ -229,12 +98,13 @@ class AdapterCheckpoint(Checkpoint):
     def config(self) -> dict[str, Any] | None:
         """The base's, with what the adapter changes of it."""
         config = self.base.config()
-        if config is None or not self._changes:
+        changes = self._plan.config_changes
+        if config is None or not changes:
             return config
-        inner = {k: v for k, v in self._changes.items() if k in config.get("text_config", {})}
+        inner = {k: v for k, v in changes.items() if k in config.get("text_config", {})}
         if inner:
             config["text_config"] = config["text_config"] | inner
-        return config | self._changes
+        return config | changes
 
     def close(self) -> None:
         self._weights.close()

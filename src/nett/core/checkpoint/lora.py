@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -84,7 +84,7 @@ class LowRank:
     embedding: bool = False
 
 
-def sort_keys(file: Path, keys: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, LowRank], dict[str, str]]:
+def sort_keys(file: Path, keys: Sequence[str]) -> tuple[dict[str, LowRank], dict[str, str]]:
     """The adapter's keys: module -> factors, and tensor name -> key of those that replace a tensor whole."""
     modules: dict[str, LowRank] = {}
     whole: dict[str, str] = {}
