@@ -14,6 +14,17 @@ from nett.core.tiny import fine_tune_of, write_llama
 Law = Callable[[Card, Path], None]
 
 
+def given(card: Card, folder: Path) -> list[str]:
+    """What the card takes: checkpoints, or where its help says so a recipe that names them."""
+    paths = assets(folder)
+    if "RECIPE" not in card.summary.upper():
+        return paths
+    recipe = folder / "recipe.yml"
+    models = "".join(f"  - model: {p}\n    parameters: {{weight: 1.0}}\n" for p in paths[1:])
+    recipe.write_text(f"merge_method: ties\nbase_model: {paths[0]}\nmodels:\n{models}")
+    return [str(recipe)]
+
+
 def assets(folder: Path) -> list[str]:
     """A base and two fine-tunes of it."""
     base = write_llama(folder / "base", shards=2)
@@ -39,12 +50,12 @@ def _timeless(value: Any) -> Any:
 
 
 def same_answer_twice(card: Card, folder: Path) -> None:
-    paths = assets(folder)
+    paths = given(card, folder)
     assert answered(card, paths) == answered(card, paths)
 
 
 def assets_untouched(card: Card, folder: Path) -> None:
-    paths = assets(folder)
+    paths = given(card, folder)
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     states = [(f.read_bytes(), f.stat().st_mtime_ns) for f in files]
     answered(card, paths)

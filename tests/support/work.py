@@ -179,3 +179,14 @@ def unprivileged(*, words: Sequence[str]) -> tuple[int, str, str]:
     os.setuid(65534)
     os.chdir("/")
     return _spoken(words)
+
+
+def cards_as_nobody(*, package: str, cache: str) -> list[str]:
+    """The cards of a package, read by a user who may not write there."""
+    from nett.core.cards import all_cards
+
+    os.environ["XDG_CACHE_HOME"] = cache
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    return [card.key for card in all_cards(Path(package))]

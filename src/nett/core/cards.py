@@ -66,33 +66,39 @@ def find_card(name: str, room: str | None = None) -> Card:
 
 
 def _index(package: Path) -> dict[str, Any]:
+    """File -> what its source tells; from the package's index or, where that cannot be written, the user's."""
     stored = package / "_cards.json"
-    fallback = (
-        Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
-        / "nett"
-        / (hashlib.sha256(str(package).encode()).hexdigest()[:16] + ".json")
-    )
-    known: dict[str, Any] = {}
-    for place in (stored, fallback):
-        try:
-            content = json.loads(place.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if content.get("version") == _VERSION:
-            known = content["files"]
-            break
-    fresh: dict[str, Any] = {}
+    known = _read_index(stored)
+    sources = []
     for room, file in _sources(package):
         blob = file.read_bytes()
         name, digest = str(file.relative_to(package)), hashlib.blake2b(blob, digest_size=16).hexdigest()
-        entry = known.get(name)
-        fresh[name] = entry if entry and entry["hash"] == digest else _read_entry(room, file, package, blob, digest)
-    if fresh != known:
-        content_blob = json.dumps({"version": _VERSION, "files": fresh}).encode()
+        sources.append((room, file, name, blob, digest))
+    if len(known) == len(sources) and all(name in known and known[name]["hash"] == d for *_, name, _, d in sources):
+        return {name: known[name] for *_, name, _, _ in sources}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    fallback = cache / "nett" / (hashlib.sha256(str(package).encode()).hexdigest()[:16] + ".json")
+    of_user = _read_index(fallback)
+    fresh: dict[str, Any] = {}
+    for room, file, name, blob, digest in sources:
+        entries = [e for e in (known.get(name), of_user.get(name)) if e is not None and e["hash"] == digest]
+        fresh[name] = entries[0] if entries else _read_entry(room, file, package, blob, digest)
+    if fresh != of_user:
+        content = json.dumps({"version": _VERSION, "files": fresh}).encode()
         for place in (stored, fallback):
-            if _write_atomically(place, content_blob):
+            if _write_atomically(place, content):
                 break
     return fresh
+
+
+def _read_index(place: Path) -> dict[str, Any]:
+    """The entries of an index; none where it is missing, broken or of another version."""
+    try:
+        content = json.loads(place.read_bytes())
+        files = content["files"] if content["version"] == _VERSION else {}
+        return {name: e for name, e in files.items() if {"hash", "room", "cards", "options"} <= e.keys()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _write_atomically(place: Path, blob: bytes) -> bool:

@@ -50,7 +50,7 @@ def _collect(bits: Array, magnitude: Any, prefix: Any, above: Any, found: Array)
     for i in range(bits.size):
         b = bits[i] & magnitude
         found[count] = b
-        count += np.int64((b >> above) == prefix)
+        count += int((b >> above) == prefix)
     return count
 
 
@@ -59,7 +59,7 @@ def _first_equals(bits: Array, magnitude: Any, value: Any, count: int) -> int:
     """Where the first ``count`` elements equal to ``value`` end."""
     left = count
     for i in range(bits.size):
-        left -= np.int64((bits[i] & magnitude) == value)
+        left -= int((bits[i] & magnitude) == value)
         if left == 0:
             return i + 1
     return int(bits.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nett.core.dtypes import Array
 _BLOCK = 1 << 18  # elements in memory at once, beside the Gram matrix
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """Two-dimensional, row-major, read in ranges of its flattened elements."""
 

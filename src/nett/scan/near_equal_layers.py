@@ -15,7 +15,7 @@ from nett.core.edge import Edge
 from nett.core.layers import layer_of
 from nett.core.moved import Moved, Movement
 from nett.core.registry import Between, method
-from nett.core.sweep import Pass, Source
+from nett.core.sweep import Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, Study, probe
 
 _SPAN = 256  # the sample of a tensor is made of runs of neighbouring elements, so that few pages are read
@@ -93,11 +93,11 @@ def _stacks(asset: Asset) -> list[list[Layer]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _sample(role: str, spans: int, seed: int, source: Source) -> Array:
+def _sample(role: str, spans: int, seed: int, source: Any) -> Array:
     """The same places of every tensor of one role and size, scaled so that sums estimate those over all elements."""
     size = source.info.size
     if size <= spans * _SPAN:
-        return source.values(0, size).astype(np.float32)
+        return np.asarray(source.values(0, size), dtype=np.float32)
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(role.encode()), size]))
     starts = np.sort(rng.integers(0, size // _SPAN, spans)) * _SPAN
     runs = [source.values(int(s), int(s) + _SPAN) for s in starts]

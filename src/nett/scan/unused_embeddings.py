@@ -13,7 +13,7 @@ from nett.core.dtypes import Array, Dtype
 from nett.core.edge import Edge
 from nett.core.moved import as_numbers
 from nett.core.registry import method
-from nett.core.sweep import Fold, Pass, Source
+from nett.core.sweep import Fold, Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, SideFile, Study, probe
 
 _EMBEDDINGS = (
@@ -96,7 +96,7 @@ class Rows(NamedTuple):
     square: float
 
 
-def _look_at(unused: Array, source: Source) -> Rows:
+def _look_at(unused: Array, source: Any) -> Rows:
     """Read the rows in runs of neighbours, some at a time."""
     columns = source.shape[1]
     first: Array | None = None

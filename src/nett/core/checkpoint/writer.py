@@ -25,9 +25,10 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024
 def byte_size(text: str) -> int:
     """``5GB``, ``200m``, ``1.5GiB`` as bytes."""
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]i?)?b?\s*", text.lower())
-    if not found or float(found[1]) <= 0:
+    size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if size < 1:
         raise UsageError(f"{text!r} is not a size", hint="Write a number and a unit: 500MB, 5GB, 2GiB.")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    return size
 
 
 @final
