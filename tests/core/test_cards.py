@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.forge import forge
 
 import nett
 from nett.core import cards
 from nett.core.cards import PACKAGE, all_cards, doc_sections, engine_options, find_card
 from nett.core.errors import NettError, UsageError
+from support.forge import forge
 
 GOOD = '''"""A method."""
 

@@ -1,4 +1,4 @@
-"""Fitting a LoRA adapter's keys to its base's tensors: every key finds its place, or the first that does not is named."""
+"""Fitting a LoRA adapter's keys to its base's tensors: each finds its place, or the first that does not is named."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class AdapterPlan:
                 f" {lora.CONFIG} gives them",
                 where=self.weights.path,
             )
-        straight = (b[0], prod(a[1:])) == (shape[0], prod(shape[1:]))
+        straight = len(shape) > 1 and (b[0], prod(a[1:])) == (shape[0], prod(shape[1:]))
         turned = len(shape) == 2 and (prod(a[1:]), b[0]) == shape
         wanted = factors.embedding or bool(self.options.get("fan_in_fan_out"))
         if not (straight or turned) or (factors.embedding and not turned):
