@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -72,5 +73,5 @@ def test_ranking(edges: list[Edge], chance: Any) -> None:
     chance.shuffle(edges)
     assert ranked(edges) == found
     strength = ["exact", "bounded", "measured"]
-    for a, b in zip(found, found[1:], strict=False):
+    for a, b in itertools.pairwise(found):
         assert (-a.bytes_freed, strength.index(a.guarantee)) <= (-b.bytes_freed, strength.index(b.guarantee))

@@ -16,7 +16,11 @@ def test_text() -> None:
     assert str(Refused("is too large")) == "is too large"
     assert str(Refused("is too large", where="a/b")) == "a/b: is too large"
     error = Refused("is too large", where="a/b", hint="Take less.")
-    assert str(error) == "a/b: is too large\n  Take less." and (error.what, error.where, error.hint) == ("is too large", "a/b", "Take less.")
+    assert str(error) == "a/b: is too large\n  Take less." and (error.what, error.where, error.hint) == (
+        "is too large",
+        "a/b",
+        "Take less.",
+    )
 
 
 def test_nearest_names() -> None:

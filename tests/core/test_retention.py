@@ -70,13 +70,18 @@ def keeps_the_limits(taken: Any, limits: Limits) -> bool:
         if asset not in by_target:
             return 0, 0.0
         below = [cost(s, (*seen, asset)) for s in by_target[asset].sources]
-        return 1 + max((h for h, _ in below), default=0), (by_target[asset].seconds or 0) + max((t for _, t in below), default=0.0)
+        return 1 + max((h for h, _ in below), default=0), (by_target[asset].seconds or 0) + max(
+            (t for _, t in below), default=0.0
+        )
 
     try:
         costs = [cost(e.target, ()) for e in taken]
     except RecursionError:
         return False
-    return all(h <= limits.hops and t <= limits.seconds and (e.error or 0) <= limits.error for (h, t), e in zip(costs, taken, strict=True))
+    return all(
+        h <= limits.hops and t <= limits.seconds and (e.error or 0) <= limits.error
+        for (h, t), e in zip(costs, taken, strict=True)
+    )
 
 
 _edge = st.builds(
@@ -87,7 +92,9 @@ _edge = st.builds(
     st.sampled_from([None, 0.0, 1.0, 2.0]),
     st.sampled_from([None, 0.0, 0.5]),
 )
-_limits = st.builds(Limits, st.sampled_from([0.0, 1.0, 3.0, float("inf")]), st.integers(1, 4), st.sampled_from([0.0, 0.5]))
+_limits = st.builds(
+    Limits, st.sampled_from([0.0, 1.0, 3.0, float("inf")]), st.integers(1, 4), st.sampled_from([0.0, 0.5])
+)
 
 
 @given(st.lists(_edge, max_size=7), _limits)

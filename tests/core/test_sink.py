@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tensors import read_tensors
 
 from nett.core.checkpoint.writer import FileSpec, TensorSpec, shard_plan
 from nett.core.dtypes import DTYPES
 from nett.core.errors import NettError
 from nett.core.sink import Sink, stem_of
+from support.tensors import read_tensors
 
 
 def plan() -> list[FileSpec]:
