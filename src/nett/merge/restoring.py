@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -194,8 +194,7 @@ def _write(
             staging.write_file(name, content)
             outputs.append(_record(staging.path / name, name))
         inputs = [receipts.input_record(parts.base, "base", found)]
-        inputs.append({"name": folder.name, "role": "multi_task", "path": str(folder.resolve()), "format": "nett",
-                       "bytes": receipt["bytes_after"], "files": []})  # fmt: skip
+        inputs.append(_input(folder, receipt, found, parts.expected))
         seconds = time.monotonic() - began
         sources = tuple(i["path"] for i in inputs)
         edge = Edge("restored_task", str(out.absolute()), sources, parts.card.key, 0, round(seconds, 3),
@@ -205,7 +204,10 @@ def _write(
             checks=[{"name": "base", "ok": True, "detail": "sha256 equal to the receipt's"}],
             figures={"relative_l2": row["relative_l2"]}, seconds=seconds, restored_task=task,
         )  # fmt: skip
+        from nett.core.report import receipt_page
+
         staging.write_file(receipts.NAME, receipts.as_bytes(made))
+        staging.write_file(receipts.PAGE, receipt_page(made).render().encode())
         staging.commit()
     return {
         "say": [
@@ -214,6 +216,21 @@ def _write(
         ],
         "out": str(out),
         "receipt": made,
+    }
+
+
+def _input(
+    folder: Path, receipt: Mapping[str, Any], hashes: Mapping[Path, str], used: Iterable[Path]
+) -> dict[str, Any]:
+    """How the receipt of a rebuilt task speaks of the output that it came from: the files that were read of it."""
+    files = [{"path": str(f.resolve()), "bytes": f.stat().st_size, "sha256": hashes[f]} for f in used]
+    return {
+        "name": folder.name,
+        "role": "multi_task",
+        "path": str(folder.resolve()),
+        "format": "nett",
+        "bytes": receipt["bytes_after"],
+        "files": files,
     }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from nett.core.errors import Refused, UsageError
 from nett.core.progress import report
 from nett.core.registry import Card
-from nett.merge.job import labels_of
 
 
 def score(command: str, model: Path, task: str) -> float:
@@ -86,9 +85,8 @@ def _try(
     command: str,
 ) -> list[float]:
     """Scores of one setting: of the merged model, or of each rebuilt task."""
-    from nett.core.checkpoint import open_checkpoint
     from nett.merge import engine
-    from nett.merge.restoring import restore_task
+    from nett.merge.restoring import restore_task, task_names
 
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +97,7 @@ def _try(
         if card.restore is None:
             return [score(command, merged, "")]
         scores = []
-        for task in labels_of([open_checkpoint(a, base=options["base"]) for a in assets]):
+        for task in task_names(receipt):
             rebuilt = scratch / task
             restore_task(merged, receipt, task=task, out=rebuilt, threads=options["threads"])
             scores.append(score(command, rebuilt, task))

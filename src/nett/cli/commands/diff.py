@@ -23,6 +23,7 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
     """Which tensors and layers moved between two checkpoints, by how much, rank, signs and bytes."""
     import json
 
+    from nett.cli.text import columns, figure
     from nett.core.checkpoint import open_checkpoint
     from nett.core.diff import diff
 
@@ -33,25 +34,21 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
         json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if found.identical:
         click.echo(f"{a} and {b} hold the same tensors, bit for bit ({found.bytes_a:,} bytes).")
-    keys = [k for k in ("name", "status", "relative_l2", "max_abs", "density", "rank", "sign_changes")
-            if any(k in t for t in content["tensors"])]  # fmt: skip
-
-    def shown(value: object) -> str:
-        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    moved = [t for t in content["tensors"] if t.get("status") != "same"]
+    keys = ("name", "status", "relative_l2", "max_abs", "density", "effective_rank", "rank_99", "sign_changes")
+    moved = [t for t in content["tensors"] if t["status"] != "same"]
     if moved:
-        click.echo("  ".join(keys))
-    for tensor in moved[:SHOWN]:
-        click.echo("  ".join(shown(tensor.get(k)) for k in keys))
+        rows = [[figure(t[k]) for k in keys] for t in moved[:SHOWN]]
+        click.echo("\n".join(columns(keys, rows, right=keys[2:])))
     if len(moved) > SHOWN:
         click.echo(f"… and {len(moved) - SHOWN} more; --json FILE has all")
-    for layer in content["layers"]:
-        click.echo(f"{layer['layer']}: relative change {shown(layer['relative_l2'])}, {layer['bytes']:,} bytes")
+    if moved:
+        layers = [(x["layer"], figure(x["relative_l2"]), f"{x['bytes']:,}") for x in content["layers"]]
+        click.echo()
+        click.echo("\n".join(columns(("layer", "relative_l2", "bytes"), layers, right=("relative_l2", "bytes"))))
     if html_file is not None:
         from nett.core.report import Page
 
         page = Page("nett diff", f"{a} and {b}")
         page.bars([(x["layer"], x["relative_l2"] or 0.0, "") for x in content["layers"]], title="Change of each layer")
-        page.table(keys, [[shown(t.get(k)) for k in keys] for t in content["tensors"]])
+        page.table(list(keys), [[figure(t[k]) for k in keys] for t in content["tensors"]])
         page.write(html_file)

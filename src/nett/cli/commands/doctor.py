@@ -49,7 +49,9 @@ def command(as_json: bool) -> None:
         lacking = [n for n, v in packages.items() if v is None]
         state = "complete" if not lacking else f"lacks {', '.join(lacking)}: pip install 'nett[{extra}]'"
         click.echo(f"{extra}: {state}")
-        click.echo("  " + ", ".join(f"{n} {v}" for n, v in packages.items() if v is not None))
+        there = ", ".join(f"{n} {v}" for n, v in packages.items() if v is not None)
+        if there:
+            click.echo(f"  {there}")
     for name, path in tools.items():
         click.echo(f"{name}: {'found' if path else 'not found'}")
     click.echo(f"NETT_ASSETS: {found['assets'] or 'not set (benchmarks and claims on real assets are skipped)'}")

@@ -31,30 +31,40 @@ def command(
     """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it."""
     import json
 
+    from nett.cli.text import columns, common_folder, count
     from nett.scan import engine
 
     chosen = [word for words in only for word in words.split(",") if word]
     found = engine.run(list(paths), base=base, threads=threads, only=chosen)
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    headers = ("bytes", "guarantee", "error", "finding", "target")
     rows = [
         (f"{e.bytes_freed:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
-         e.kind, e.target, e.command or "-")
+         e.kind, e.target)
         for e in found.edges
     ]  # fmt: skip
-    headers = ("bytes", "guarantee", "error", "finding", "target", "command")
+    commands = list(dict.fromkeys(e.command for e in found.edges if e.command))
     summary = (
-        f"{found.nbytes:,} bytes in {len(found.assets)} checkpoint(s); {found.lossless:,} can be freed without loss"
+        f"{found.nbytes:,} bytes in {count(len(found.assets), 'checkpoint')}; "
+        f"{found.lossless:,} can be freed without loss"
     )
     if found.most > found.lossless:
         summary += f", {found.most:,} at a relative error of up to {found.error:.3g}"
     click.echo(summary + f" ({found.seconds:.1f} s)")
-    for row in [headers, *rows[:SHOWN]] if rows else []:
-        click.echo(
-            f"{row[0]:>15}  {row[1]:<9} {row[2]:>8}  {row[3]:<22} {row[4]}" + (f"  {row[5]}" if row[5] != "-" else "")
-        )
+    folder = common_folder([e.target.partition("::")[0] for e in found.edges[:SHOWN]])
+    shown = [
+        (*row[:-1], row[-1].removeprefix(folder), f"[{commands.index(e.command) + 1}]" if e.command else "")
+        for row, e in zip(rows[:SHOWN], found.edges, strict=False)
+    ]
+    if shown:
+        where = f"target in {folder}" if folder else "target"
+        click.echo("\n".join(columns((*headers[:-1], where, ""), shown, right=("bytes", "error"))))
     if len(rows) > SHOWN:
         click.echo(f"… and {len(rows) - SHOWN} more; --json FILE has all")
+    for number, text in enumerate(commands, start=1):
+        if any(row[-1] == f"[{number}]" for row in shown):
+            click.echo(f"[{number}] {text}")
     if not rows:
         click.echo("Nothing redundant was found.")
     if html_file is not None:
@@ -62,5 +72,5 @@ def command(
 
         page = Page("nett scan", summary)
         page.bars([(e.target, e.bytes_freed, e.kind) for e in found.edges[:20]], title="Largest findings", unit="bytes")
-        page.table(list(headers), [list(r) for r in rows])
+        page.table([*headers, "command"], [[*r, e.command or "-"] for r, e in zip(rows, found.edges, strict=True)])
         page.write(html_file)
