@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import final
 
-from nett.core.edge import Edge
+from nett.core.edge import Edge, Guarantee
 from nett.core.moved import Movement
 from nett.core.spectrum import Spectrum
 
@@ -76,10 +76,16 @@ def _edge(kind: str, target: str, source: str, costs: Sequence[tuple[TensorDelta
     norm = sum(d.moved.b_square for d, _, _ in costs)
     error = _relative(sum(lost for _, _, lost in worth), norm)
     parts = tuple(
-        Edge(kind, d.target, (d.source,), None, saved, None, _relative(lost, d.moved.b_square), "measured")
+        Edge(kind, d.target, (d.source,), None, saved, None, _relative(lost, d.moved.b_square), _guarantee(lost))
         for d, saved, lost in worth
     )
-    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, "measured"), parts)
+    lossy = any(lost for _, _, lost in worth)
+    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, _guarantee(lossy)), parts)
+
+
+def _guarantee(lost: float) -> Guarantee:
+    """A patch that loses nothing gives back every bit: elements were compared by their bits."""
+    return "measured" if lost else "exact"
 
 
 def _relative(lost: float, norm: float) -> float:
