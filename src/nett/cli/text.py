@@ -24,7 +24,8 @@ def common_folder(paths: Sequence[str]) -> str:
     absolute = [p for p in paths if Path(p).is_absolute()]
     if len(absolute) < 2:
         return ""
-    return os.path.join(os.path.commonpath([os.path.dirname(p) for p in absolute]), "")
+    folder = os.path.join(os.path.commonpath([os.path.dirname(p) for p in absolute]), "")
+    return "" if folder == os.sep else folder
 
 
 def figure(value: object) -> str:
