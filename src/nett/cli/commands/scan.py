@@ -31,8 +31,9 @@ def command(
     """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it."""
     import json
 
-    from nett.cli.text import columns, common_folder, count
+    from nett.cli.text import columns, common_folder, count, figure
     from nett.scan import engine
+    from nett.scan.page import by_checkpoint, commands, scan_page
 
     chosen = [word for words in only for word in words.split(",") if word]
     found = engine.run(list(paths), base=base, threads=threads, only=chosen)
@@ -44,7 +45,7 @@ def command(
          e.kind, e.target)
         for e in found.edges
     ]  # fmt: skip
-    commands = list(dict.fromkeys(e.command for e in found.edges if e.command))
+    known = commands(found)
     summary = (
         f"{found.nbytes:,} bytes in {count(len(found.assets), 'checkpoint')}; "
         f"{found.lossless:,} can be freed without loss"
@@ -54,7 +55,7 @@ def command(
     click.echo(summary + f" ({found.seconds:.1f} s)")
     folder = common_folder([e.target.partition("::")[0] for e in found.edges[:SHOWN]])
     shown = [
-        (*row[:-1], row[-1].removeprefix(folder), f"[{commands.index(e.command) + 1}]" if e.command else "")
+        (*row[:-1], row[-1].removeprefix(folder), f"[{known.index(e.command) + 1}]" if e.command else "")
         for row, e in zip(rows[:SHOWN], found.edges, strict=False)
     ]
     if shown:
@@ -62,15 +63,13 @@ def command(
         click.echo("\n".join(columns((*headers[:-1], where, ""), shown, right=("bytes", "error"))))
     if len(rows) > SHOWN:
         click.echo(f"… and {len(rows) - SHOWN} more; --json FILE has all")
-    for number, text in enumerate(commands, start=1):
+    for number, text in enumerate(known, start=1):
         if any(row[-1] == f"[{number}]" for row in shown):
             click.echo(f"[{number}] {text}")
     if not rows:
         click.echo("Nothing redundant was found.")
+    for probe, (heads, lines) in by_checkpoint(found).items():
+        click.echo(f"\n{probe.replace('_', ' ')}")
+        click.echo("\n".join(columns(heads, [[figure(v) for v in line] for line in lines], right=heads[1:])))
     if html_file is not None:
-        from nett.core.report import Page
-
-        page = Page("nett scan", summary)
-        page.bars([(e.target, e.bytes_freed, e.kind) for e in found.edges[:20]], title="Largest findings", unit="bytes")
-        page.table([*headers, "command"], [[*r, e.command or "-"] for r, e in zip(rows, found.edges, strict=True)])
-        page.write(html_file)
+        scan_page(found, summary).write(html_file)
