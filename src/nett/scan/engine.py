@@ -121,7 +121,7 @@ def alone(kernel: Kernel, given: Sequence[Any], parameters: Mapping[str, Any]) -
 def planned(sizes: Mapping[str, int], found: Sequence[Finding], error: float) -> tuple[int, float]:
     """Bytes that the planner would free tensor by tensor, none counted twice, and the largest error it takes."""
     edges = [e for f in found for e in f.per_tensor if e.error is not None and e.target in sizes]
-    plan = plan_retention(sizes, edges, Limits(hops=_HOPS, error=error))
+    plan = plan_retention(sizes, edges, Limits(hops=_HOPS, error=error), solver="greedy")
     return plan.freed, max((e.error or 0.0 for e in plan.taken), default=0.0)
 
 
