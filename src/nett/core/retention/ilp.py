@@ -47,7 +47,9 @@ def solve_ilp(problem: Problem, seconds: float) -> Solved:
     rows = _one_hop(problem) if problem.hops <= 1 else _chains(problem)
     count = len(problem.ways)
     potentials = 0 if problem.hops <= 1 else len(problem.assets) * (2 if _timed(problem) else 1)
-    data, columns, starts, upper = [], [], [0], []
+    data: list[float] = []
+    columns: list[int] = []
+    starts, upper = [0], []
     for row, most in rows:
         columns += row.keys()
         data += row.values()
