@@ -53,7 +53,10 @@ class DeltaEdge:
 
 
 def delta_edges(target: str, source: str, deltas: Sequence[TensorDelta]) -> list[DeltaEdge]:
-    """The deltas worth having, each as one edge; bytes are computed from what a delta must hold, not written."""
+    """The deltas worth having, each as one edge; bytes are computed from what a delta must hold, not written.
+
+    A patch gives back every bit, so it is ``exact``; low-rank factors are ``measured``.
+    """
     found = [_edge("sparse_delta", target, source, [(d, d.patch, 0.0) for d in deltas])]
     low = []
     for delta in deltas:
@@ -74,19 +77,22 @@ def _edge(kind: str, target: str, source: str, costs: Sequence[tuple[TensorDelta
     if freed <= 0:
         return None
     norm = sum(d.moved.b_square for d, _, _ in costs)
-    error = _relative(sum(lost for _, _, lost in worth), norm)
+    error = relative_error(sum(lost for _, _, lost in worth), norm)
     parts = tuple(
-        Edge(kind, d.target, (d.source,), None, saved, None, _relative(lost, d.moved.b_square), _guarantee(lost))
+        Edge(kind, d.target, (d.source,), None, saved, None, relative_error(lost, d.moved.b_square), _guarantee(lost))
         for d, saved, lost in worth
     )
-    lossy = any(lost for _, _, lost in worth)
-    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, _guarantee(lossy)), parts)
+    whole = _guarantee(sum(lost for _, _, lost in worth))
+    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, whole), parts)
 
 
 def _guarantee(lost: float) -> Guarantee:
-    """A patch that loses nothing gives back every bit: elements were compared by their bits."""
     return "measured" if lost else "exact"
 
 
-def _relative(lost: float, norm: float) -> float:
-    return sqrt(lost / norm) if norm else 0.0
+def relative_error(lost: float, norm: float) -> float | None:
+    """sqrt(lost / norm) of squared errors; None where something was lost of a target that is zero: no number
+    relative to it says how much."""
+    if lost == 0:
+        return 0.0
+    return sqrt(lost / norm) if norm else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal, final
 
 from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.delta import ENERGY, TensorDelta, delta_edges
 from nett.core.edge import Edge, ranked
+from nett.core.jsonable import jsonable
 from nett.core.layers import layer_of, module_of
 from nett.core.moved import Difference, Moved, Movement
 from nett.core.progress import report
@@ -18,11 +18,6 @@ from nett.core.spectrum import Spectrum, spectrum
 from nett.core.sweep import Pass, Source, sweep
 
 Status = Literal["same", "moved", "retyped", "reshaped", "only_a", "only_b"]
-
-
-def _number(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if isfinite(value) else None
 
 
 @final
@@ -60,7 +55,7 @@ class TensorDiff:
 
 def _figures(moved: Movement | None) -> dict[str, Any]:
     return {
-        "relative_l2": moved and _number(moved.relative),
+        "relative_l2": moved and moved.relative,
         "max_abs": moved and moved.largest,
         "density": moved and moved.density,
         "cosine": moved and moved.cosine,
@@ -110,8 +105,9 @@ class Diff:
             "identical": self.identical,
             "bytes_a": self.bytes_a,
             "bytes_b": self.bytes_b,
-            "tensors": [t.as_json() for t in self.tensors],
-            "layers": [x.as_json() for x in self.layers],
+            "total": jsonable(_figures(self.total)),
+            "tensors": [jsonable(t.as_json()) for t in self.tensors],
+            "layers": [jsonable(x.as_json()) for x in self.layers],
             "edges": [e.as_json() for e in self.edges],
         }
 

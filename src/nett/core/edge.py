@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
+from nett.core.jsonable import jsonable
+
 Guarantee = Literal["exact", "bounded", "measured"]
 
 SCHEMA: dict[str, Any] = {
@@ -69,7 +71,8 @@ class Edge:
         """A plain dictionary that :data:`SCHEMA` accepts."""
         record = asdict(self)
         record["sources"] = list(self.sources)
-        return record
+        found: dict[str, Any] = jsonable(record)
+        return found
 
 
 def ranked(edges: Iterable[Edge]) -> list[Edge]:

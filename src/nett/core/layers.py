@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
+    "embed_in.weight", "shared.weight",
+)  # fmt: skip
+_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+
 
 class LayerName(NamedTuple):
     """``model.layers.3.mlp.up_proj.weight``: stack ``model.layers``, number 3, role ``mlp.up_proj.weight``."""
@@ -32,3 +38,18 @@ def module_of(name: str) -> str:
     if found is not None:
         return found.layer
     return name.rpartition(".")[0] or name
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor is called as those with a row for each token are: embeddings and output heads."""
+    return _ends(name, _EMBEDDINGS) or is_head(name)
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is called as output heads are."""
+    return _ends(name, _HEADS)
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    """Whole parts only, and outside the layers: ``blk.0.attn_output.weight`` is no head."""
+    return layer_of(name) is None and ("." + name).endswith(tuple("." + e for e in ends))

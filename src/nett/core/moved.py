@@ -115,7 +115,10 @@ class Moved(Fold):
 
     def look(self, pieces: Sequence[Array]) -> Movement:
         found = movement(as_numbers(pieces[0], self._a), as_numbers(pieces[1], self._b))
-        if self._a == self._b and self._a.kind == "int":  # float64 does not tell all large integers apart
+        if self._a == self._b:  # not the numbers: they may be rounded (large integers), or lose a NaN's payload
+            bits = f"u{self._a.bytes}"
+            return replace(found, changed=int(np.count_nonzero(pieces[0].view(bits) != pieces[1].view(bits))))
+        if self._a.kind == self._b.kind == "int":
             return replace(found, changed=int(np.count_nonzero(pieces[0] != pieces[1])))
         return found
 

@@ -49,6 +49,11 @@ class Spectrum:
         return self.looked_at != self.shape
 
     @property
+    def full_rank(self) -> int:
+        """The most that the effective rank could be: of a sample, half of its rows are what it is told from."""
+        return min(self.looked_at[0] // 2, self.looked_at[1]) if self.sampled else min(self.shape)
+
+    @property
     def effective_rank(self) -> float:
         """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix."""
         total = float(self.singular.sum())

@@ -23,7 +23,8 @@ _MOST_JSON = 1 << 28  # bytes of a side file that are worth parsing
 def open_assets(given: Sequence[Any]) -> list[Asset]:
     """Open paths, checkpoints or mappings of arrays, in order; what cannot be read is warned about.
 
-    Raises Refused if nothing at all could be read. A checkpoint that is named twice is opened once.
+    Raises Refused if a path does not exist, or if nothing at all could be read. A checkpoint that is named twice is
+    opened once.
     """
     assets: list[Asset] = []
     known: set[Path] = set()
@@ -70,6 +71,8 @@ def _found(path: Path, refused: list[NettError]) -> Iterator[tuple[Path, Checkpo
         try:
             yield path, open_checkpoint(path)
         except NettError as error:
+            if not path.exists():
+                raise
             refused.append(error)
         return
     before = len(refused)

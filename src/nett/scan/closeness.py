@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Annotated, Any
 
-from nett.core.delta import TensorDelta, delta_edges
+from nett.core.delta import TensorDelta, delta_edges, relative_error
 from nett.core.edge import Edge
 from nett.core.moved import Difference, Moved, Movement
 from nett.core.registry import Between, method
@@ -31,7 +31,8 @@ def closeness(assets: Sequence[Asset], *, shared: Annotated[float, Between(0, 1)
         shared: a checkpoint is compared if at least this share of its bytes has names and shapes of the base.
     When to use: with --base, or on several checkpoints of one family, the base first.
     When not: on unrelated models; nothing is found there.
-    Guarantee: measured. Norms, counts and errors are of every element; bytes are computed, not written.
+    Guarantee: exact for patches, measured for the rest. Norms, counts and errors are of every element; bytes are
+        computed, not written.
     Cost: one reading of each checkpoint; matrices that changed are read again for their rank.
     Source: P10 (interference of signs, section 3), P04 (equations 3 and 4).
     """
@@ -110,7 +111,7 @@ def _total(answers: Sequence[Crowded], tasks: int) -> Crowded:
 def _figures(moved: Movement, deltas: Sequence[TensorDelta]) -> dict[str, Any]:
     ranked = [d for d in deltas if d.rank is not None]
     weight = sum(d.moved.distance for d in ranked)
-    share = sum(d.moved.distance * d.rank.effective_rank / min(d.shape) for d in ranked if d.rank is not None)
+    share = sum(d.moved.distance * d.rank.effective_rank / d.rank.full_rank for d in ranked if d.rank is not None)
     return {
         "delta_density": moved.density,
         "norm_ratio": sqrt(moved.distance / moved.a_square) if moved.a_square else None,
@@ -130,8 +131,9 @@ def _multi_task(
     command = f"nett merge tall_masks --base {shlex.quote(base.path)} {paths} --mask-lambda {MASK_LAMBDA} --out OUT"
     found = []
     for place, tuned in enumerate(others):
-        norm = totals[tuned].b_square
-        error = sqrt(float(together.lost[place]) / norm) if norm else 0.0
+        if totals[tuned].nonfinite:  # no mask gives a NaN back
+            continue
+        error = relative_error(float(together.lost[place]), totals[tuned].b_square)
         parts = tuple(
             _multi_task_edge(
                 tuned.label(n), base.label(n), t.nbytes - t.nbytes // len(others) - -(-t.size // 8), error, command
@@ -145,7 +147,7 @@ def _multi_task(
     return found
 
 
-def _multi_task_edge(target: str, source: str, freed: int, error: float, command: str) -> Edge:
+def _multi_task_edge(target: str, source: str, freed: int, error: float | None, command: str) -> Edge:
     return Edge(
         "multi_task_vector", target, (source,), "merge/tall_masks", max(0, freed), None, error, "measured", command
     )

@@ -8,11 +8,10 @@ from typing import Any, final
 
 from nett.core.dtypes import Array
 from nett.core.edge import Edge
+from nett.core.layers import is_head, is_vocabulary
 from nett.core.registry import method
 from nett.core.sweep import Fold, Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, probe
-
-_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
 @final
@@ -106,4 +105,5 @@ def _edge(first: tuple[Asset, str], other: tuple[Asset, str]) -> Edge:
 
 def _tied(first: tuple[Asset, str], other: tuple[Asset, str]) -> bool:
     """Whether these are one checkpoint's embedding and output head."""
-    return first[0] is other[0] and (first[1].endswith(_HEADS) != other[1].endswith(_HEADS))
+    names = first[1], other[1]
+    return first[0] is other[0] and all(map(is_vocabulary, names)) and is_head(names[0]) != is_head(names[1])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, final
 
 import nett
 from nett.core.edge import Edge, ranked
 from nett.core.errors import UsageError, did_you_mean
+from nett.core.jsonable import jsonable
 from nett.core.progress import report
 from nett.core.registry import Card
 from nett.core.retention import Limits, plan_retention
@@ -60,7 +62,7 @@ class Scan:
             "nett": nett.__version__,
             "assets": [dict(a) for a in self.assets],
             "edges": [e.as_json() for e in self.edges],
-            "probes": [p.as_json() for p in self.probes],
+            "probes": [jsonable(p.as_json()) for p in self.probes],
             "seconds": round(self.seconds, 4),
             "bytes": self.nbytes,
             "bytes_freed": self.lossless,
@@ -69,21 +71,29 @@ class Scan:
 
 def run(paths: Sequence[Any], *, base: str | None = None, threads: int = 0, only: Sequence[str] = ()) -> Scan:
     """Scan checkpoints, or folders of them, with every probe or the ``only`` named ones; ``base`` comes first."""
+    return run_probes({card.name: {} for card in chosen(only)}, paths, base=base, threads=threads)
+
+
+def run_probes(
+    probes: Mapping[str, Mapping[str, Any]], paths: Sequence[Any], *, base: str | None = None, threads: int = 0
+) -> Scan:
+    """As :func:`run`, with the ``probes``: name -> parameters that are not the defaults."""
     begun = time.perf_counter()
-    cards = chosen(only)
+    cards = chosen(list(probes))
+    kernels = {c.name: (c.kernel(), c.resolve(probes[c.name])) for c in cards}
     if not paths:
         raise UsageError("nothing to scan: name one or more checkpoints or folders")
     assets = open_assets(([base] if base is not None else []) + list(paths))
     opened = time.perf_counter() - begun
     try:
-        runs = _run_all({card.name: (card.kernel(), {}) for card in cards}, assets, threads)
+        runs = _run_all(kernels, assets, threads)
     finally:
         close_assets(assets)
     runs = [_with_headers(r, assets, opened) if r.name == "header" else r for r in runs]
     found = [f for r in runs for f in r.findings.found]
     sizes = {a.label(n): t.nbytes for a in assets for n, t in a.checkpoint.tensors.items()}
-    lossless, _ = planned(sizes, found, 0.0)
-    most, error = planned(sizes, found, float("inf"))
+    lossless, _ = planned(sizes, found, exact=True)
+    most, error = planned(sizes, found, exact=False)
     return Scan(
         assets=tuple(_record(a) for a in assets),
         edges=tuple(ranked(f.edge for f in found)),
@@ -118,10 +128,14 @@ def alone(kernel: Kernel, given: Sequence[Any], parameters: Mapping[str, Any]) -
         close_assets(mine)
 
 
-def planned(sizes: Mapping[str, int], found: Sequence[Finding], error: float) -> tuple[int, float]:
-    """Bytes that the planner would free tensor by tensor, none counted twice, and the largest error it takes."""
+def planned(sizes: Mapping[str, int], found: Sequence[Finding], *, exact: bool) -> tuple[int, float]:
+    """Bytes that the planner would free tensor by tensor, none counted twice, and the largest error it takes.
+
+    ``exact``: by what is guaranteed to come back bit for bit; a measured error of zero may have been rounded to it.
+    """
     edges = [e for f in found for e in f.per_tensor if e.error is not None and e.target in sizes]
-    plan = plan_retention(sizes, edges, Limits(hops=_HOPS, error=error), solver="greedy")
+    edges = [e for e in edges if e.guarantee == "exact" or not exact]
+    plan = plan_retention(sizes, edges, Limits(hops=_HOPS, error=0.0 if exact else inf), solver="greedy")
     return plan.freed, max((e.error or 0.0 for e in plan.taken), default=0.0)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from nett.core.delta import relative_error
 from nett.core.dtypes import Array
 from nett.core.edge import Edge
 from nett.core.layers import layer_of
@@ -133,10 +134,6 @@ def _moved(earlier: Layer, later: Layer, role: str) -> Pass:
     return Pass((a, b), Moved(a.info.dtype, b.info.dtype))
 
 
-def _relative(moved: Movement) -> float:
-    return float(np.sqrt(moved.distance / moved.b_square)) if moved.b_square else 0.0
-
-
 def _finding(earlier: Layer, later: Layer, check: Sequence[Pass], moved: Movement) -> Finding:
     parts = tuple(
         Edge(
@@ -146,11 +143,12 @@ def _finding(earlier: Layer, later: Layer, check: Sequence[Pass], moved: Movemen
             None,
             later.asset.checkpoint.tensors[later.roles[role]].nbytes,
             None,
-            _relative(one.answer),
+            relative_error(one.answer.distance, one.answer.b_square),
             "measured",
         )
         for role, one in zip(later.roles, check, strict=True)
     )
     freed = sum(p.bytes_freed for p in parts)
-    edge = Edge("near_equal_layer", later.label, (earlier.label,), None, freed, None, _relative(moved), "measured")
+    error = relative_error(moved.distance, moved.b_square)
+    edge = Edge("near_equal_layer", later.label, (earlier.label,), None, freed, None, error, "measured")
     return Finding(edge, parts)

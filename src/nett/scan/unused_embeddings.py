@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from nett.core.dtypes import Array, Dtype
 from nett.core.edge import Edge
+from nett.core.layers import is_vocabulary
 from nett.core.moved import as_numbers
 from nett.core.registry import method
 from nett.core.sweep import Fold, Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, SideFile, Study, probe
 
-_EMBEDDINGS = (
-    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
-    "embed_in.weight", "embed_out.weight", "shared.weight", "lm_head.weight", "output.weight",
-)  # fmt: skip
 _FILES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_MOST_IDS = 1 << 31
 _BLOCK = 1 << 18  # elements read at once
 
 
@@ -32,7 +30,7 @@ def unused_embeddings(assets: Sequence[Asset]) -> Probe:
     Rows past the tokenizer's end (padding to a round number), and ids inside it that belong to no token. Said for
     each: how many of the rows are zero, and how many equal the first of them.
 
-    When to use: on checkpoints with tokenizer.json (or vocab.json) beside the weights.
+    When to use: on checkpoints with tokenizer.json (or vocab.json) beside the weights, and on GGUF files.
     When not: where other code feeds ids of its own, such as placeholders for images; those rows are used.
     Guarantee: exact where all rows are equal, so that one row rebuilds them; measured otherwise, with the error
         as the rows' share of the tensor's norm. An output head without the rows cannot give them probability.
@@ -42,7 +40,7 @@ def unused_embeddings(assets: Sequence[Asset]) -> Probe:
     files = [SideFile(asset, name) for asset in assets for name in _FILES]
     yield files
     content = {(f.asset, f.name): f.answer for f in files}
-    vocabularies = {a: ids for a in assets if (ids := used_ids([content[a, n] for n in _FILES]))}
+    vocabularies = {a: ids for a in assets if (ids := _ids_inside(a) or used_ids([content[a, n] for n in _FILES]))}
     wanted = [
         (asset, name, unused)
         for asset, ids in vocabularies.items()
@@ -65,13 +63,19 @@ def unused_embeddings(assets: Sequence[Asset]) -> Probe:
     return Findings(tuple(found), figures)
 
 
+def _ids_inside(asset: Asset) -> set[int]:
+    """Ids of the tokenizer that a GGUF file carries: one a token, from 0."""
+    count = asset.checkpoint.metadata.get("tokenizer.ggml.tokens")  # of arrays, headers tell the length
+    return set(range(count)) if isinstance(count, int) else set()
+
+
 def used_ids(contents: Sequence[Any]) -> set[int]:
     """Ids that a tokenizer gives, from its JSON files (tokenizer.json, vocab.json, added_tokens.json); else empty."""
     whole, vocab, added = contents
     if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):
         table = whole["model"].get("vocab")
         extra = whole.get("added_tokens") or []
-        more = {t["id"] for t in extra if isinstance(t, Mapping) and isinstance(t.get("id"), int)}
+        more = _ids({i: t.get("id") for i, t in enumerate(extra) if isinstance(t, Mapping)})
         if isinstance(table, list):  # Unigram: a list of [token, score], ids by position
             return set(range(len(table))) | more
         return _ids(table) | more
@@ -79,12 +83,14 @@ def used_ids(contents: Sequence[Any]) -> set[int]:
 
 
 def _ids(table: Any) -> set[int]:
-    return {v for v in table.values() if isinstance(v, int)} if isinstance(table, Mapping) else set()
+    """Tokens' ids; what cannot be one (negative, no whole number) is left out."""
+    found = table.values() if isinstance(table, Mapping) else ()
+    return {v for v in found if type(v) is int and 0 <= v < _MOST_IDS}
 
 
 def _embeddings(asset: Asset, rows: int) -> list[str]:
     """Float matrices called as embeddings are, with at least ``rows`` rows."""
-    named = [t for t in asset.checkpoint.tensors.values() if t.name.endswith(_EMBEDDINGS)]
+    named = [t for t in asset.checkpoint.tensors.values() if is_vocabulary(t.name)]
     return [t.name for t in named if len(t.shape) == 2 and t.shape[0] >= rows and t.dtype.is_float]
 
 
@@ -136,7 +142,7 @@ class Squares(Fold):
 def _edge(asset: Asset, name: str, count: int, seen: Rows, norm: float) -> Edge:
     info = asset.checkpoint.tensors[name]
     alike = seen.equal == count
-    error = 0.0 if alike else sqrt(seen.square / norm) if norm else None
+    error = 0.0 if alike else sqrt(seen.square / norm) if norm and isfinite(seen.square / norm) else None
     freed = info.nbytes * count // info.shape[0]
     return Edge(
         "unused_embedding_rows", asset.label(name), (), None, freed, None, error, "exact" if alike else "measured"

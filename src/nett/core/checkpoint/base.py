@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from nett.core.dtypes import Array, Dtype, decode
@@ -48,6 +49,7 @@ class Checkpoint(ABC):
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]  # what holds weights, in reading order; hashed for receipts
     format: str
+    metadata: Mapping[str, Any] = MappingProxyType({})  # what the headers say beside the tensors; arrays as lengths
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
