@@ -22,7 +22,8 @@ class MethodCommand(click.Command):
     card: Card | None = None
 
 
-def _option(parameter: Parameter) -> click.Option:
+def option(parameter: Parameter) -> click.Option:
+    """The option of a parameter, with its range, choices and default in the help."""
     flag = "--" + parameter.name.replace("_", "-")
     limits = parameter.range
     about = [parameter.description.rstrip(".")]
@@ -47,7 +48,8 @@ def _typed(parameter: Parameter, value: Any, where: str) -> Any:
     return Path(checked) if parameter.type == "path" and checked is not None else checked
 
 
-def _given(parameters: tuple[Parameter, ...], values: dict[str, Any], where: str) -> dict[str, Any]:
+def given(parameters: tuple[Parameter, ...], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Of the command line's ``values`` those of ``parameters`` that were given, checked."""
     return {
         p.name: _typed(p, values[p.name], where) for p in parameters if p.name in values and values[p.name] is not None
     }
@@ -61,13 +63,13 @@ def method_command(card: Card) -> click.Command:
 
     @click.pass_context
     def call(ctx: click.Context, /, assets: tuple[str, ...], **values: Any) -> None:
-        given = _given(card.parameters, values, card.key)
+        mine = given(card.parameters, values, card.key)
         if card.command:
-            _print(card.load()(list(assets), **card.resolve(given)))
+            _print(card.load()(list(assets), **card.resolve(mine)))
             return
         engine = importlib.import_module(f"nett.{card.room}.engine")
-        common = _given(options, values, card.key)
-        result = engine.run(card, list(assets), given, dry_run=ctx.obj["dry_run"], **common)
+        common = given(options, values, card.key)
+        result = engine.run(card, list(assets), mine, dry_run=ctx.obj["dry_run"], **common)
         _summary(result, common.get("out"))
 
     command = MethodCommand(
@@ -75,9 +77,9 @@ def method_command(card: Card) -> click.Command:
         callback=call,
         params=[
             click.Argument(["assets"], nargs=-1, metavar="ASSET..."),
-            *map(_option, (*card.parameters, *options)),
+            *map(option, (*card.parameters, *options)),
         ],
-        help=_help(card),
+        help=card_help(card),
         short_help=card.summary,
     )
     command.card = card
@@ -91,13 +93,14 @@ def recipe_command(room: str, file: str) -> click.Command:
     @click.pass_context
     def call(ctx: click.Context, /, **values: Any) -> None:
         engine = importlib.import_module(f"nett.{room}.engine")
-        common = _given(options, values, file)
+        common = given(options, values, file)
         _summary(engine.recipe(Path(file), dry_run=ctx.obj["dry_run"], **common), common.get("out"))
 
-    return click.Command(file, callback=call, params=[_option(o) for o in options], help=f"Run the recipe {file}.")
+    return click.Command(file, callback=call, params=[option(o) for o in options], help=f"Run the recipe {file}.")
 
 
-def _help(card: Card) -> str:
+def card_help(card: Card) -> str:
+    """A method's card as the help of its command."""
     parts = [card.summary]
     for title in ("Formula", "When to use", "When not", "Cost", "Source"):
         if title in card.sections:

@@ -29,8 +29,10 @@ def common_folder(paths: Sequence[str]) -> str:
 
 
 def figure(value: object) -> str:
-    """A number with four digits, a dash for None."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A float with four digits, whole numbers with thousands separated, a dash for None."""
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def count(number: int, one: str) -> str:

@@ -1,27 +1,30 @@
-"""What a scan found, as a page with pictures."""
+"""A scan as a page with pictures: what is there, what could be freed, how near the checkpoints lie."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nett.core.report import Page
-from nett.core.report.words import Code
-from nett.scan.engine import Scan
+from nett.core.report import Code, Page, add_edges
 
-LARGEST = 20  # findings that are drawn
+if TYPE_CHECKING:
+    from nett.scan.engine import Scan
+
+_LARGEST = 15
+_STRIPS = 4
 
 
-def commands(found: Scan) -> list[str]:
+def commands(scan: Scan) -> list[str]:
     """The commands of all findings, each once, in the order of the findings."""
-    return list(dict.fromkeys(e.command for e in found.edges if e.command))
+    return list(dict.fromkeys(e.command for e in scan.edges if e.command))
 
 
-def by_checkpoint(found: Scan) -> dict[str, tuple[list[str], list[list[Any]]]]:
+def by_checkpoint(scan: Scan) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Probe -> (headers, rows) of the numbers that it gives for each checkpoint."""
-    paths = [a["path"] for a in found.assets]
+    paths = [a["path"] for a in scan.assets]
     tables = {}
-    for run in found.probes:
+    for run in scan.probes:
         figures = run.findings.figures
         rows = {p: figures[p] for p in paths if isinstance(figures.get(p), Mapping)}
         names = list(dict.fromkeys(n for row in rows.values() for n, v in row.items() if isinstance(v, int | float)))
@@ -30,33 +33,126 @@ def by_checkpoint(found: Scan) -> dict[str, tuple[list[str], list[list[Any]]]]:
     return tables
 
 
-def scan_page(found: Scan, summary: str) -> Page:
-    """The page of ``nett scan --html``."""
-    page = Page("nett scan", ", ".join(a["path"] for a in found.assets[:4]) + (" …" if len(found.assets) > 4 else ""))
-    page.verdict(summary)
+def scan_page(scan: Scan) -> Page:
+    """One page of all that a scan says."""
+    page = Page("nett scan", ", ".join(str(a["path"]) for a in scan.assets))
+    page.verdict(summary(scan))
     page.contents()
-    page.heading("Findings")
-    page.bars(
-        [(e.target, e.bytes_freed, e.kind) for e in found.edges[:LARGEST]], title="Largest findings", unit="bytes"
-    )
-    known = commands(found)
+    figures = {run.name: run.findings.figures for run in scan.probes}
+    _assets(page, scan, figures.get("header", {}))
+    _findings(page, scan)
+    _closeness(page, figures.get("closeness", {}))
+    _ranks(page, figures.get("effective_rank", {}))
+    page.heading("What the scan took")
     page.table(
-        ["bytes", "guarantee", "error", "finding", "command", "target"],
-        [
-            [e.bytes_freed, e.guarantee, e.error, e.kind, known.index(e.command) + 1 if e.command else None, e.target]
-            for e in found.edges
-        ],
+        ["probe", "seconds on all threads", "bytes shown to it"],
+        [[run.name.replace("_", " "), round(run.seconds, 3), run.bytes_read] for run in scan.probes],
     )
-    if known:
-        page.heading("Commands")
-        page.code("\n".join(f"[{number}] {text}" for number, text in enumerate(known, start=1)))
-    for probe, (headers, rows) in by_checkpoint(found).items():
-        page.heading(probe.replace("_", " ").capitalize())
-        page.table([h.replace("_", " ") for h in headers], rows)
-    page.heading("Checkpoints and probes")
-    page.table(
-        ["checkpoint", "format", "tensors", "parameters", "bytes"],
-        [[Code(a["path"]), a["format"], a["tensors"], a["parameters"], a["bytes"]] for a in found.assets],
-    )
-    page.table(["probe", "seconds", "bytes read"], [[p.name, round(p.seconds, 3), p.bytes_read] for p in found.probes])
+    page.text("Probes share the reading: the bytes of all of them are more than were read.", dim=True)
     return page
+
+
+def summary(scan: Scan) -> str:
+    """The sentence that says what came out."""
+    one = len(scan.assets) == 1
+    said = f"{scan.nbytes:,} bytes in {len(scan.assets)} checkpoint{'' if one else 's'}; "
+    said += f"{scan.lossless:,} can be freed without loss"
+    if scan.most > scan.lossless:
+        said += f", {scan.most:,} at a relative error of up to {scan.error:.3g}"
+    return said
+
+
+def _assets(page: Page, scan: Scan, headers: Mapping[str, Any]) -> None:
+    page.heading("What is here")
+    page.table(
+        ["checkpoint", "format", "tensors", "layers", "parameters", "bytes", "largest tensor"],
+        [
+            [Code(a["path"]), a["format"], a["tensors"], about.get("layers"), a["parameters"], a["bytes"],
+             about.get("largest")]
+            for a in scan.assets
+            for about in [headers.get(a["path"], {})]
+        ],
+    )  # fmt: skip
+    types: Counter[str] = Counter()
+    for about in headers.values():
+        types.update(about["bytes_by_type"])
+    if types:
+        page.bars(types.most_common(), title="Bytes by element type", unit="bytes", note="as they are stored")
+
+
+def _findings(page: Page, scan: Scan) -> None:
+    page.heading("What could be freed")
+    if not scan.edges:
+        page.text("Nothing redundant was found.")
+        return
+    kinds: Counter[str] = Counter()
+    for edge in scan.edges:
+        kinds[edge.kind] += edge.bytes_freed
+    counts = Counter(edge.kind for edge in scan.edges)
+    page.bars(
+        [
+            (kind.replace("_", " "), nbytes, f"{counts[kind]:,} finding{'' if counts[kind] == 1 else 's'}")
+            for kind, nbytes in kinds.most_common()
+        ],
+        title="Bytes by kind of finding",
+        unit="bytes",
+        note="kinds overlap: their sum is more than can be freed together",
+    )
+    page.bars(
+        [
+            (e.target, e.bytes_freed, f"{e.kind.replace('_', ' ')}, {_loss(e.error)}")
+            for e in scan.edges[:_LARGEST]
+        ],
+        title="Largest findings",
+        unit="bytes",
+    )  # fmt: skip
+    add_edges(page, [e.as_json() | {"command": None} for e in scan.edges])
+    if known := commands(scan):
+        page.text("What takes them:")
+        page.code("\n".join(known))
+
+
+def _loss(error: float | None) -> str:
+    return "error not known" if error is None else "no loss" if error == 0 else f"error {error:.3g}"
+
+
+def _closeness(page: Page, figures: Mapping[str, Any]) -> None:
+    tuned = {path: about for path, about in figures.items() if isinstance(about, Mapping)}
+    if not tuned:
+        return
+    page.heading("How near the checkpoints lie")
+    said = f"Measured from {figures['base']}."
+    if "sign_conflict" in figures:
+        said += f" Of the elements that two or more of them moved, {100 * figures['sign_conflict']:.1f} % were moved in"
+        said += " opposite directions: what merging suffers from."
+    page.text(said)
+    page.bars(
+        [(path, about["delta_density"], "") for path, about in tuned.items()],
+        title="Share of the elements that changed",
+    )
+    page.bars(
+        [(path, about["norm_ratio"], "") for path, about in tuned.items()],
+        title="Length of the change",
+        note="relative to the base",
+    )
+    keys = list(dict.fromkeys(k for about in tuned.values() for k in about))
+    page.table(["", *tuned], [[k.replace("_", " "), *(about.get(k) for about in tuned.values())] for k in keys])
+
+
+def _ranks(page: Page, figures: Mapping[str, Any]) -> None:
+    shares: dict[str, dict[str, float]] = {}
+    for label, about in figures.get("by_matrix", {}).items():
+        if about.get("full_rank"):
+            path, _, name = label.partition("::")
+            shares.setdefault(path, {})[name] = about["effective_rank"] / about["full_rank"]
+    if not shares:
+        return
+    page.heading("Effective rank")
+    page.text("Share of its full rank that each matrix uses; 1 is all of it.")
+    for path, found in list(shares.items())[:_STRIPS]:
+        page.figure_strip(found, title=path)
+    if len(shares) > _STRIPS:
+        page.text(f"… and {len(shares) - _STRIPS:,} more checkpoints.", dim=True)
+    sampled = sum(bool(about.get("sampled")) for about in figures["by_matrix"].values())
+    if sampled:
+        page.text(f"{sampled:,} of {len(figures['by_matrix']):,} matrices were judged by a sample.", dim=True)

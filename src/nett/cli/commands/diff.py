@@ -26,29 +26,28 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
     from nett.cli.text import columns, figure
     from nett.core.checkpoint import open_checkpoint
     from nett.core.diff import diff
+    from nett.core.diff_page import HEADERS, LAYER_HEADERS, diff_page, layer_row_of, row_of, summary
+    from nett.core.progress import report
 
     with open_checkpoint(a) as left, open_checkpoint(b) as right:
-        found = diff(left, right, threads=threads)
-    content = found.as_json()
+        report.begin("comparing", left.nbytes + right.nbytes)
+        found = diff(left, right, names=(a, b), threads=threads)
+        report.end()
     if json_file is not None:
-        json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if found.identical:
-        click.echo(f"{a} and {b} hold the same tensors, bit for bit ({found.bytes_a:,} bytes).")
-    keys = ("name", "status", "relative_l2", "max_abs", "density", "effective_rank", "rank_99", "sign_changes")
-    moved = [t for t in content["tensors"] if t["status"] != "same"]
+        json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    click.echo(summary(found))
+    moved = [t for t in found.tensors if t.status != "same"]
     if moved:
-        rows = [[figure(t[k]) for k in keys] for t in moved[:SHOWN]]
-        click.echo("\n".join(columns(keys, rows, right=keys[2:])))
-    if len(moved) > SHOWN:
-        click.echo(f"… and {len(moved) - SHOWN} more; --json FILE has all")
-    if moved:
-        layers = [(x["layer"], figure(x["relative_l2"]), f"{x['bytes']:,}") for x in content["layers"]]
-        click.echo()
-        click.echo("\n".join(columns(("layer", "relative_l2", "bytes"), layers, right=("relative_l2", "bytes"))))
+        rows = [[figure(v) for v in row_of(t)] for t in moved[:SHOWN]]
+        click.echo("\n" + "\n".join(columns(HEADERS, rows, right=HEADERS[2:])))
+        if len(moved) > SHOWN:
+            click.echo(f"… and {len(moved) - SHOWN} more; --json FILE has all")
+        rows = [[figure(v) for v in layer_row_of(x)] for x in found.layers]
+        click.echo("\n" + "\n".join(columns(LAYER_HEADERS, rows, right=LAYER_HEADERS[1:])))
+    for edge in found.edges:
+        if not found.identical:
+            loss = "without loss" if edge.guarantee == "exact" else f"at a relative error of {edge.error:.3g}"
+            kind = edge.kind.replace("_", " ")
+            click.echo(f"{b} from {a} by a {kind}: {edge.bytes_freed:,} of {found.bytes_b:,} bytes less, {loss}")
     if html_file is not None:
-        from nett.core.report import Page
-
-        page = Page("nett diff", f"{a} and {b}")
-        page.bars([(x["layer"], x["relative_l2"] or 0.0, "") for x in content["layers"]], title="Change of each layer")
-        page.table(list(keys), [[figure(t[k]) for k in keys] for t in content["tensors"]])
-        page.write(html_file)
+        diff_page(found).write(html_file)

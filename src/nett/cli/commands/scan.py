@@ -1,75 +1,141 @@
-"""``nett scan PATH…``."""
+"""``nett scan PATH…``, and ``nett scan PROBE PATH…`` for one probe with its own options."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 import click
+
+from nett.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from nett.core.registry import Card
+    from nett.scan.engine import Scan
 
 SHOWN = 40
 
 
-@click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--base", metavar="PATH", help="The model that the others were tuned from.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as JSON."
-)
-@click.option(
-    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures."
-)
-@click.option("--only", multiple=True, metavar="PROBE", help="Run only this probe (again for more; or a,b,c).")
-@click.option("--threads", type=click.IntRange(0, 64), default=0, help="How many threads work; 0 for all.")
-def command(
+def _options() -> list[click.Parameter]:
+    file = click.Path(path_type=Path)
+    return [
+        click.Argument(["paths"], nargs=-1, required=True, metavar="PATH..."),
+        click.Option(["--base"], metavar="PATH", help="The model that the others were tuned from."),
+        click.Option(["--json", "json_file"], type=file, metavar="FILE", help="Write the findings as JSON."),
+        click.Option(["--html", "html_file"], type=file, metavar="FILE", help="Write a page with pictures."),
+        click.Option(
+            ["--threads"], type=click.IntRange(0, 64), default=0, help="How many threads work; 0 for all."
+        ),
+    ]  # fmt: skip
+
+
+@final
+class ScanCommand(click.Command):
+    """All probes; or the one that the first word names, unless there is a file or folder of that name."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and not args[0].startswith("-") and not Path(args[0]).exists():
+            from nett.core.cards import all_cards
+
+            name = args[0].replace("-", "_")
+            card = next((c for c in all_cards() if c.room == "scan" and c.name == name), None)
+            near = did_you_mean(name, [c.name for c in all_cards() if c.room == "scan"])
+            if card is None and "Did" in near:
+                raise UsageError(f"{args[0]!r} is no file, no folder and no probe.{near}", hint="See: nett list scan")
+            if card is not None:
+                return _probe_command(card).make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def _probe_command(card: Card) -> click.Command:
+    from nett.cli.room import MethodCommand, card_help, given, option
+
+    def call(**values: Any) -> None:
+        own = given(card.parameters, values, card.key)
+        _scan({card.name: own}, **{k: v for k, v in values.items() if k in _NAMES})
+
+    found = MethodCommand(
+        card.name, callback=call, params=[*_options(), *map(option, card.parameters)], help=card_help(card)
+    )
+    found.card = card
+    return found
+
+
+_NAMES = ("paths", "base", "json_file", "html_file", "threads")
+
+
+def _scan(
+    probes: Mapping[str, Mapping[str, Any]],
+    *,
     paths: tuple[str, ...],
     base: str | None,
     json_file: Path | None,
     html_file: Path | None,
-    only: tuple[str, ...],
     threads: int,
 ) -> None:
-    """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it."""
     import json
 
-    from nett.cli.text import columns, common_folder, count, figure
     from nett.scan import engine
-    from nett.scan.page import by_checkpoint, commands, scan_page
+    from nett.scan.page import scan_page, summary
 
-    chosen = [word for words in only for word in words.split(",") if word]
-    found = engine.run(list(paths), base=base, threads=threads, only=chosen)
+    found = engine.run_probes(probes, list(paths), base=base, threads=threads)
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    headers = ("bytes", "guarantee", "error", "finding", "target")
+    click.echo(f"{summary(found)} ({found.seconds:.1f} s)")
+    _show(found)
+    if html_file is not None:
+        scan_page(found).write(html_file)
+
+
+def _show(found: Scan) -> None:
+    """The findings in columns, their commands once below, then the figures of each checkpoint."""
+    from nett.cli.text import columns, common_folder, figure
+    from nett.scan.page import by_checkpoint, commands
+
+    known, first = commands(found), found.edges[:SHOWN]
+    folder = common_folder([e.target.partition("::")[0] for e in first])
     rows = [
         (f"{e.bytes_freed:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
-         e.kind, e.target)
-        for e in found.edges
+         e.kind, e.target.removeprefix(folder), f"[{known.index(e.command) + 1}]" if e.command else "")
+        for e in first
     ]  # fmt: skip
-    known = commands(found)
-    summary = (
-        f"{found.nbytes:,} bytes in {count(len(found.assets), 'checkpoint')}; "
-        f"{found.lossless:,} can be freed without loss"
-    )
-    if found.most > found.lossless:
-        summary += f", {found.most:,} at a relative error of up to {found.error:.3g}"
-    click.echo(summary + f" ({found.seconds:.1f} s)")
-    folder = common_folder([e.target.partition("::")[0] for e in found.edges[:SHOWN]])
-    shown = [
-        (*row[:-1], row[-1].removeprefix(folder), f"[{known.index(e.command) + 1}]" if e.command else "")
-        for row, e in zip(rows[:SHOWN], found.edges, strict=False)
-    ]
-    if shown:
-        where = f"target in {folder}" if folder else "target"
-        click.echo("\n".join(columns((*headers[:-1], where, ""), shown, right=("bytes", "error"))))
-    if len(rows) > SHOWN:
-        click.echo(f"… and {len(rows) - SHOWN} more; --json FILE has all")
-    for number, text in enumerate(known, start=1):
-        if any(row[-1] == f"[{number}]" for row in shown):
-            click.echo(f"[{number}] {text}")
-    if not rows:
+    if rows:
+        headers = ("bytes", "guarantee", "error", "finding", f"target in {folder}" if folder else "target", "")
+        click.echo("\n".join(columns(headers, rows, right=("bytes", "error"))))
+    else:
         click.echo("Nothing redundant was found.")
+    if len(found.edges) > SHOWN:
+        click.echo(f"… and {len(found.edges) - SHOWN} more; --json FILE has all")
+    for number, text in enumerate(known, start=1):
+        if any(row[-1] == f"[{number}]" for row in rows):
+            click.echo(f"[{number}] {text}")
     for probe, (heads, lines) in by_checkpoint(found).items():
         click.echo(f"\n{probe.replace('_', ' ')}")
         click.echo("\n".join(columns(heads, [[figure(v) for v in line] for line in lines], right=heads[1:])))
-    if html_file is not None:
-        scan_page(found, summary).write(html_file)
+
+
+def _all_probes(only: tuple[str, ...], **values: Any) -> None:
+    """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it.
+
+    nett scan PROBE PATH... runs one probe, with its own options; nett list scan names them.
+    """
+    from nett.scan.engine import chosen
+
+    named = [word for words in only for word in words.split(",") if word]
+    _scan({card.name: {} for card in chosen(named)}, **values)
+
+
+command = ScanCommand(
+    "scan",
+    callback=_all_probes,
+    params=[
+        *_options(),
+        click.Option(
+            ["--only"], multiple=True, metavar="PROBE", help="Run only this probe (again for more; or a,b,c)."
+        ),
+    ],
+    help=_all_probes.__doc__,
+)
