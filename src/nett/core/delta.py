@@ -57,37 +57,41 @@ def delta_edges(target: str, source: str, deltas: Sequence[TensorDelta]) -> list
 
     A patch gives back every bit, so it is ``exact``; low-rank factors are ``measured``.
     """
-    found = [_edge("sparse_delta", target, source, [(d, d.patch, 0.0) for d in deltas])]
-    low = []
+    found = [_edge("sparse_delta", target, source, [(d, d.patch, None) for d in deltas])]
+    low: list[tuple[TensorDelta, int, float | None]] = []
     for delta in deltas:
         factors = delta.factors
-        if factors is not None and factors[0] < delta.patch:
-            low.append((delta, *factors))
-        else:
-            low.append((delta, delta.patch, 0.0))
-    if any(lost for _, _, lost in low):
+        low.append(
+            (delta, *factors) if factors is not None and factors[0] < delta.patch else (delta, delta.patch, None)
+        )
+    if any(lost is not None for _, _, lost in low):
         found.append(_edge("low_rank_delta", target, source, low))
     return [f for f in found if f is not None]
 
 
-def _edge(kind: str, target: str, source: str, costs: Sequence[tuple[TensorDelta, int, float]]) -> DeltaEdge | None:
-    """``costs``: each tensor with the bytes of its delta and the squared error that it leaves."""
+def _edge(
+    kind: str, target: str, source: str, costs: Sequence[tuple[TensorDelta, int, float | None]]
+) -> DeltaEdge | None:
+    """``costs``: each tensor with the bytes of its delta, and the squared error that factors leave; None: a patch.
+
+    Factors that seem to leave none are measured all the same: their error was rounded away, and they will be too.
+    """
     worth = [(d, d.nbytes - cost, lost) for d, cost, lost in costs if cost < d.nbytes]
     freed = sum(saved for _, saved, _ in worth)
     if freed <= 0:
         return None
     norm = sum(d.moved.b_square for d, _, _ in costs)
-    error = relative_error(sum(lost for _, _, lost in worth), norm)
     parts = tuple(
-        Edge(kind, d.target, (d.source,), None, saved, None, relative_error(lost, d.moved.b_square), _guarantee(lost))
-        for d, saved, lost in worth
+        Edge(kind, d.target, (d.source,), None, saved, None, *_loss(lost, d.moved.b_square)) for d, saved, lost in worth
     )
-    whole = _guarantee(sum(lost for _, _, lost in worth))
-    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, error, whole), parts)
+    factored = [lost for _, _, lost in worth if lost is not None]
+    whole = _loss(sum(factored) if factored else None, norm)
+    return DeltaEdge(Edge(kind, target, (source,), None, freed, None, *whole), parts)
 
 
-def _guarantee(lost: float) -> Guarantee:
-    return "measured" if lost else "exact"
+def _loss(lost: float | None, norm: float) -> tuple[float | None, Guarantee]:
+    """Relative error and guarantee."""
+    return (0.0, "exact") if lost is None else (relative_error(lost, norm), "measured")
 
 
 def relative_error(lost: float, norm: float) -> float | None:

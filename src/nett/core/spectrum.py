@@ -80,9 +80,10 @@ def spectrum(matrix: Matrix, *, limit: int = 1024, seed: int = 0) -> Spectrum | 
     rows, cols = matrix.shape
     if rows * cols == 0:
         return None
-    if min(rows, cols) > limit:
-        return _sampled(matrix, rows, cols, limit, seed)
-    gram = _gram_of_columns(matrix, rows, cols) if rows >= cols else _gram_of_rows(matrix, rows, cols)
+    with np.errstate(all="ignore"):  # what is not finite shows in the end, as None
+        if min(rows, cols) > limit:
+            return _sampled(matrix, rows, cols, limit, seed)
+        gram = _gram_of_columns(matrix, rows, cols) if rows >= cols else _gram_of_rows(matrix, rows, cols)
     if not np.isfinite(gram).all():
         return None
     energies = _cleaned(np.linalg.eigvalsh(gram))

@@ -212,8 +212,9 @@ class _Reading:
             start, stop = live[place].bounds()
             mine = [pieces[place, i] for i in one._places]
             begun = time.perf_counter()
-            for at in range(0, stop - start, UNIT):
-                parts.append((one, one.fold.look([p[at : at + UNIT] for p in mine])))
+            with np.errstate(all="ignore"):  # NaN and infinity are for the fold to judge, not for NumPy to warn of
+                for at in range(0, stop - start, UNIT):
+                    parts.append((one, one.fold.look([p[at : at + UNIT] for p in mine])))
             spent[one] += share + time.perf_counter() - begun
         with self._lock:
             for place, one in lookers:

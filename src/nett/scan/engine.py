@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, final
 
+import numpy as np
+
 import nett
 from nett.core.edge import Edge, ranked
 from nett.core.errors import UsageError, did_you_mean
@@ -192,7 +194,8 @@ def _study(study: Study) -> Any:
 def _timed(want: Study | SideFile, function: Callable[..., Any], *arguments: Any) -> Any:
     begun = time.perf_counter()
     try:
-        return function(*arguments)
+        with np.errstate(all="ignore"):
+            return function(*arguments)
     finally:
         want.seconds += time.perf_counter() - begun
 
