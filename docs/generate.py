@@ -3,8 +3,8 @@
     python docs/generate.py           write
     python docs/generate.py --check   change nothing; exit 1 if anything differs
 
-Generated: docs/methods/**, docs/papers.md, docs/edge.schema.json, docs/recipe.schema.json, and the table of rooms in
-README.md. Written by hand: docs/guide.md, docs/recipes.md, docs/decisions/.
+Generated: docs/methods/**, docs/papers.md, docs/edge.schema.json, docs/recipe.schema.json, the table of rooms in
+README.md, and benchmarks/README.md. Written by hand: docs/guide.md, docs/recipes.md, docs/decisions/.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import nett
 from nett.core import papers
+from nett.core.bench import benches_of, stored
+from nett.core.bench_page import bench_page
 from nett.core.cards import all_cards
 from nett.core.edge import SCHEMA
 from nett.core.registry import ROOMS, Card
@@ -129,6 +131,7 @@ def pages() -> dict[Path, str]:
     made[ROOT / "docs/papers.md"] = papers_page()
     made[ROOT / "docs/edge.schema.json"] = json.dumps(SCHEMA, indent=2) + "\n"
     made[ROOT / "docs/recipe.schema.json"] = json.dumps(recipe_schema(), indent=2) + "\n"
+    made[ROOT / "benchmarks/README.md"] = bench_page(benches_of(ROOT), stored(ROOT))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     if BEGIN in readme:
         before, _, rest = readme.partition(BEGIN)

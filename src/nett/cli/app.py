@@ -24,6 +24,7 @@ VERBS = {
     "papers": "The 81 papers and which of them work here.",
     "doctor": "What is installed, and what each extra adds.",
     "claims": "Run a paper's experiment, or write the table of all (needs a checkout).",
+    "bench": "Measure a room's speed beside what else one would take (needs a checkout).",
 }
 GLOBAL = {
     "--dry-run": "Say what would be done and what it would take; do nothing.",

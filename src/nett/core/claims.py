@@ -85,13 +85,16 @@ class Claim:
     file: Path
 
 
-def checkout(package: Path = PACKAGE) -> Path:
-    """The root of the source checkout that this nett runs from; Refused where it was installed without one."""
+def checkout(folder: str = "claims", package: Path = PACKAGE) -> Path:
+    """The root of the source checkout that this nett runs from; Refused where it was installed without one.
+
+    ``folder``: what is to be run, a folder beside ``src``.
+    """
     root = package.parent.parent
-    if package.parent.name == "src" and (root / "claims").is_dir() and (root / "pyproject.toml").is_file():
+    if package.parent.name == "src" and (root / folder).is_dir() and (root / "pyproject.toml").is_file():
         return root
     raise Refused(
-        "claims are run from a source checkout, and this nett is not one: it has no folder 'claims' beside 'src'",
+        f"{folder} are run from a source checkout, and this nett is not one: it has no folder {folder!r} beside 'src'",
         where=package,
         hint="Clone the repository and install it with: pip install -e '.[models,claims]'",
     )
