@@ -10,16 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "merge", "scan"]
+__all__ = ["__version__", "convert", "load", "merge", "scan"]
 
 if TYPE_CHECKING:
     from nett import merge, scan
+    from nett.core.convert import convert
     from nett.core.load import load
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module("nett.core.load").load
+    if name in ("convert", "load"):
+        return getattr(importlib.import_module(f"nett.core.{name}"), name)
     if name in ("merge", "scan"):
         return importlib.import_module(f"nett.{name}")
     raise AttributeError(f"module 'nett' has no attribute {name!r}")

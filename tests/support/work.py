@@ -49,6 +49,7 @@ def warm() -> None:
             write_tensors(Path(path) / "model.safetensors", {"a": rng.normal(size=40)})
         merge(method="tall_masks", models=paths[1:], base=paths[0], out=str(Path(folder) / "out"), threads=2)
         restore(folder=str(Path(folder) / "out"), task="m1", out=str(Path(folder) / "back"))
+        convert(source=paths[0], out=str(Path(folder) / "converted"), dtype="bf16", threads=2)
 
 
 def small_pieces(chunk: int, small: int, mark: int) -> None:
@@ -82,6 +83,17 @@ def merge(
     ground = Path(base) if base is not None else None
     card = find_card(f"merge/{method}")
     return engine.run(card, models, parameters or {}, out=Path(out), base=ground, speak=False, **options)
+
+
+def convert(*, source: str, out: str, chunk: int = 1 << 19, mark: int = 64 << 20, **options: Any) -> dict[str, Any]:
+    """``nett convert SOURCE OUT``."""
+    import importlib
+
+    from nett.core import conversion
+
+    conversion.CHUNK, conversion.MARK_BYTES = chunk, mark
+    done: dict[str, Any] = importlib.import_module("nett.core.convert").convert(source, out, **options)
+    return done
 
 
 def restore(*, folder: str, task: str, out: str, **options: Any) -> dict[str, Any]:
@@ -137,14 +149,14 @@ def many_merges(*, jobs: Sequence[dict[str, Any]], done: str) -> None:
         Path(done).write_text(str(number))
 
 
-def peak_memory(**arguments: Any) -> int:
+def peak_memory(*, call: str = "merge", **arguments: Any) -> int:
     """Bytes by which the work raised this process's resident set above what it was at the start."""
     import gc
 
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = _resident("VmRSS")
-    merge(**arguments)
+    globals()[call](**arguments)
     return _resident("VmHWM") - before
 
 

@@ -17,6 +17,7 @@ from nett.core.progress import report
 VERBS = {
     "scan": "What is redundant here, what removing it would free, at what risk, and the command for it.",
     "diff": "Which tensors and layers moved between two checkpoints, and by how much.",
+    "convert": "Any checkpoint as safetensors: from GGUF or torch files, in other shards, in another type.",
     "verify": "Check an output against the receipt it carries.",
     "restore": "Undo, wherever the method is reversible; or rebuild one task.",
     "list": "All methods, by room.",

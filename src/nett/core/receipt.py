@@ -10,18 +10,36 @@ import resource
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import nett
 from nett.core.checkpoint.base import Checkpoint
 from nett.core.edge import Edge
 from nett.core.errors import ProofFailed, Refused
-from nett.core.registry import ROOMS, Card
+from nett.core.registry import ROOMS
 
 NAME = "nett.json"
 PAGE = "nett.html"
 SCHEMA = 1
+HOUSE = "core"  # the "room" of what no room does: nett convert
+VERBS = ("convert",)
 _BLOCK = 1 << 22
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Who signs a receipt: a method's card, or a verb of the house."""
+
+    @property
+    def room(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def papers(self) -> Sequence[str]: ...
+    @property
+    def guarantee(self) -> str: ...
 
 
 def file_sha256(path: Path) -> str:
@@ -73,7 +91,7 @@ def input_record(checkpoint: Checkpoint, role: str, hashes: Mapping[Path, str]) 
 
 
 def new_receipt(
-    card: Card,
+    card: Maker,
     *,
     parameters: Mapping[str, Any],
     inputs: Sequence[Mapping[str, Any]],
@@ -113,13 +131,25 @@ def as_bytes(receipt: Mapping[str, Any]) -> bytes:
     return (json.dumps(receipt, indent=2, ensure_ascii=False, default=str) + "\n").encode()
 
 
-def read_receipt(folder: Path) -> dict[str, Any]:
+def receipt_path(out: Path) -> Path:
+    """Where the receipt of an output lies: in its folder; beside it where it is one file."""
+    return out.with_suffix(".nett.json") if out.suffix == ".safetensors" and not out.is_dir() else out / NAME
+
+
+def module_of(receipt: Mapping[str, Any]) -> str:
+    """The module that verifies and restores what this (checked) receipt describes."""
+    if receipt["room"] == HOUSE:
+        return f"nett.core.{receipt['method']}"
+    return f"nett.{receipt['room']}.engine"
+
+
+def read_receipt(out: Path) -> dict[str, Any]:
     """The receipt that an output carries; Refused where there is none or it is of a newer kind."""
-    file = folder / NAME
-    if not folder.is_dir():
-        raise Refused("there is no such folder", where=folder)
+    file = receipt_path(out)
+    if not out.exists():
+        raise Refused("there is no such file or folder", where=out)
     if not file.is_file():
-        raise Refused("carries no receipt (nett.json), so it was not written by nett", where=folder)
+        raise Refused(f"carries no receipt ({file.name}), so it was not written by nett", where=out)
     try:
         receipt = json.loads(file.read_text(encoding="utf-8"))
         schema, lists = receipt["schema"], [receipt[k] for k in ("inputs", "outputs", "edges", "checks")]
@@ -128,9 +158,10 @@ def read_receipt(folder: Path) -> dict[str, Any]:
         raise ProofFailed(f"is not a receipt: {type(error).__name__} {error}", where=file) from error
     if schema != SCHEMA:
         raise Refused(f"has receipt version {schema}; this nett reads version {SCHEMA}", where=file)
-    if room not in ROOMS or not isinstance(method, str) or not all(isinstance(one, list) for one in lists):
+    known = method in VERBS if room == HOUSE else room in ROOMS and isinstance(method, str)
+    if not known or not all(isinstance(one, list) for one in lists):
         raise ProofFailed(f"is not a receipt: room {room!r}, method {method!r}", where=file)
-    if not (Path(nett.__file__).parent / room / "engine.py").is_file():
+    if room != HOUSE and not (Path(nett.__file__).parent / room / "engine.py").is_file():
         raise Refused(f"comes from the room {room}, which this nett {nett.__version__} does not have", where=file)
     for path in paths:
         if ".." in Path(path).parts or Path(path).is_absolute():
@@ -138,8 +169,9 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     return receipt  # type: ignore[no-any-return]
 
 
-def check_files(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every output file still has the size and the hash of the receipt, and no weights were added."""
+def check_files(out: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every output file still has the size and the hash of the receipt, and no weights were added to a folder."""
+    folder = out if out.is_dir() else out.parent
     checks = []
     named = {o["path"] for o in receipt["outputs"]}
     for output in receipt["outputs"]:
@@ -152,8 +184,23 @@ def check_files(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]
             ok = file_sha256(file) == output["sha256"]
             detail = "sha256 equal" if ok else "sha256 differs: the file was changed"
         checks.append({"name": f"file {output['path']}", "ok": ok, "detail": detail})
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in sorted(out.rglob("*.safetensors")) if out.is_dir() else []:
         name = str(file.relative_to(folder))
         if name not in named:
             checks.append({"name": f"file {name}", "ok": False, "detail": "is not in the receipt"})
+    return checks
+
+
+def check_inputs(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Inputs may be gone by now; those that are there must be the same."""
+    checks = []
+    for given in receipt["inputs"]:
+        files = [(Path(f["path"]), f) for f in given["files"]]
+        name = f"input {given['name']}"
+        if not all(path.is_file() for path, _ in files):
+            checks.append({"name": name, "ok": True, "detail": "is not there any more, so it was not compared"})
+            continue
+        changed = [str(p) for p, f in files if p.stat().st_size != f["bytes"] or file_sha256(p) != f["sha256"]]
+        detail = f"changed since: {changed[0]}" if changed else f"{len(files)} file(s), sha256 equal"
+        checks.append({"name": name, "ok": not changed, "detail": detail})
     return checks

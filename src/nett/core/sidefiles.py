@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from nett.core.checkpoint import Checkpoint
 from nett.core.dtypes import Dtype
 
 _EXACT = {
@@ -22,6 +23,31 @@ def side_files(folder: Path) -> dict[str, bytes]:
         if wanted and file.is_file() and not file.name.endswith((".safetensors", ".bin")):
             found[file.name] = file.read_bytes()
     return found
+
+
+def model_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
+    """What goes beside the weights of a model: name -> content, and what the reader should know.
+
+    A GGUF file carries config and tokenizer inside; an adapter those of its base, with what it changes, and a
+    tokenizer of its own if it has one; a bare file of weights none.
+    """
+    config = checkpoint.config()
+    if config is None:
+        reason = getattr(checkpoint, "reason", None)
+        return {}, [f"no config.json and no tokenizer: {reason or f'{checkpoint.path} comes with none'}"]
+    if checkpoint.format == "gguf":
+        from nett.core.checkpoint.gguf_tokenizer import tokenizer_files
+
+        tokens = getattr(checkpoint, "metadata", {}).get("tokenizer.ggml.tokens")
+        found, why = tokenizer_files(checkpoint.path, tokens) if tokens else ({}, "the file holds none")
+        notes = [f"no tokenizer: {why}"] if why else []
+    else:
+        found, notes = side_files(checkpoint.folder), []
+        if checkpoint.format == "peft":
+            found |= {n: c for n, c in side_files(checkpoint.path).items() if n != "config.json"}
+    if "config.json" not in found or json.loads(found["config.json"]) != config:
+        found["config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return dict(sorted(found.items())), notes
 
 
 def with_dtype(config: bytes, dtype: Dtype | None) -> bytes:

@@ -32,13 +32,17 @@ def file_state(path: Path) -> list[Any]:
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def check_target(out: Path, needed: int, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse, before any work, a target that exists, cannot be written, has no room, or would replace an input."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise Refused("exists and is not a folder", where=out)
+def check_target(out: Path, needed: int, *, overwrite: bool, inputs: Iterable[Path] = (), file: bool = False) -> None:
+    """Refuse, before any work, a target that exists, cannot be written, has no room, or would replace an input.
+
+    ``file``: the output is one file and not a folder.
+    """
+    if out.is_symlink() or (out.exists() and out.is_dir() == file):
+        raise Refused(f"exists and is not a {'plain file' if file else 'folder'}", where=out)
     there = out if out.exists() else replaced_path(out)  # a kill while it was being replaced
-    if there.is_dir() and any(there.iterdir()) and not overwrite:
-        raise Refused("exists and is not empty", where=out, hint="Choose another --out, or add --overwrite.")
+    if (there.is_file() if file else there.is_dir() and any(there.iterdir())) and not overwrite:
+        state = "exists" if file else "exists and is not empty"
+        raise Refused(state, where=out, hint="Choose another output (--out), or add --overwrite.")
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise Refused(
@@ -171,6 +175,11 @@ class Staging:
             file.flush()
             os.fsync(file.fileno())
 
+    def add_file(self, name: str, data: bytes) -> dict[str, Any]:
+        """:meth:`write_file`, and how a receipt speaks of it."""
+        self.write_file(name, data)
+        return {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
     def commit(self) -> None:
         """Make the output appear under its name, whole."""
         (self.path / JOURNAL).unlink()
@@ -183,6 +192,15 @@ class Staging:
         _sync_folder(self.out.parent)
         if old.exists():
             shutil.rmtree(old)
+
+    def commit_file(self) -> None:
+        """As :meth:`commit`, for an output that is one file: what belongs beside it first, itself last."""
+        (self.path / JOURNAL).unlink()
+        _sync_folder(self.path)
+        for name in sorted(os.listdir(self.path), key=lambda n: (n == self.out.name, n)):
+            os.replace(self.path / name, self.out.parent / name)
+        _sync_folder(self.out.parent)
+        self.path.rmdir()
 
     def close(self) -> None:
         if self._journal >= 0:

@@ -11,10 +11,10 @@ import numpy as np
 from nett.core.checkpoint.writer import FileSpec, TensorSpec, shard_plan
 from nett.core.dtypes import DTYPES, Array, decode, encode
 from nett.core.errors import NettError, ProofFailed
+from nett.core.finite import count_non_finite
 from nett.core.registry import Card
 from nett.core.sums import dot, squared_distance
 from nett.merge.job import Job, TensorTask
-from nett.merge.stream import count_non_finite
 
 
 @final

@@ -10,7 +10,7 @@ import numpy as np
 
 from nett.core.dtypes import Array, decode, encode
 from nett.core.errors import NettError, Refused
-from nett.core.jit import jit
+from nett.core.finite import count_non_finite
 from nett.core.passes import Ask, Chunk, Waiting, advance
 from nett.core.runner import Pool
 from nett.merge.job import CHUNK, Job, Operand, TensorTask
@@ -18,21 +18,6 @@ from nett.merge.job import CHUNK, Job, Operand, TensorTask
 SMALL = 16 * CHUNK  # tensors up to here are one thread's work from survey to result
 
 Known = dict[tuple[int, int], tuple[Any, bool]]
-
-
-@jit
-def _non_finite(bits: Array, exponent: Any) -> int:
-    found = np.int64(0)
-    for i in range(bits.size):
-        found += np.int64((bits[i] & exponent) == exponent)
-    return int(found)
-
-
-def count_non_finite(values: Array) -> int:
-    """How many NaN or infinite values."""
-    if values.dtype == np.float64:
-        return int(_non_finite(values.ravel().view(np.uint64), np.uint64(0x7FF << 52)))
-    return int(_non_finite(values.ravel().view(np.uint32), np.uint32(0xFF << 23)))
 
 
 @final

@@ -14,10 +14,10 @@ from nett.core.cards import find_card
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import decode
 from nett.core.errors import NettError
+from nett.core.finite import count_non_finite
 from nett.core.sums import dot, squared_distance
 from nett.merge.job import CHUNK
 from nett.merge.restoring import Parts
-from nett.merge.stream import count_non_finite
 
 Check = dict[str, Any]
 TOLERANCE = 1e-6  # of figures that are recomputed: sums of the same numbers in another order
@@ -25,7 +25,7 @@ TOLERANCE = 1e-6  # of figures that are recomputed: sums of the same numbers in 
 
 def verify_merge(folder: Path, receipt: Mapping[str, Any], *, rerun: bool = False) -> list[Check]:
     """Checks beyond the hashes of the output files, which the caller has done."""
-    checks = _inputs(receipt)
+    checks = receipts.check_inputs(receipt)
     card = find_card(f"{receipt['room']}/{receipt['method']}")
     if card.restore is not None and not receipt.get("restored_task"):
         checks += [_task(folder, receipt, row) for row in receipt["tasks"]]
@@ -38,21 +38,6 @@ def verify_merge(folder: Path, receipt: Mapping[str, Any], *, rerun: bool = Fals
             checks.append(dict(check))
     if rerun:
         checks.append(_rerun(folder, receipt))
-    return checks
-
-
-def _inputs(receipt: Mapping[str, Any]) -> list[Check]:
-    """Inputs may be gone by now; those that are there must be the same."""
-    checks = []
-    for given in receipt["inputs"]:
-        files = [(Path(f["path"]), f) for f in given["files"]]
-        name = f"input {given['name']}"
-        if not all(path.is_file() for path, _ in files):
-            checks.append({"name": name, "ok": True, "detail": "is not there any more, so it was not compared"})
-            continue
-        changed = [str(p) for p, f in files if p.stat().st_size != f["bytes"] or receipts.file_sha256(p) != f["sha256"]]
-        detail = f"changed since: {changed[0]}" if changed else f"{len(files)} file(s), sha256 equal"
-        checks.append({"name": name, "ok": not changed, "detail": detail})
     return checks
 
 

@@ -20,10 +20,10 @@ def command(
     """Undo what the receipt describes, wherever the method is reversible; or rebuild one task."""
     import importlib
 
-    from nett.core.receipt import read_receipt
+    from nett.core.receipt import module_of, read_receipt
 
     receipt = read_receipt(output)
-    engine = importlib.import_module(f"nett.{receipt['room']}.engine")
+    engine = importlib.import_module(module_of(receipt))
     done = engine.restore(
         output, receipt, task=task, out=out, base=base, overwrite=overwrite, dry_run=ctx.obj["dry_run"]
     )

@@ -22,12 +22,12 @@ def command(out: Path, json_file: Path | None, rerun: bool) -> None:
     import json
 
     from nett.core.errors import ProofFailed
-    from nett.core.receipt import check_files, read_receipt
+    from nett.core.receipt import check_files, module_of, read_receipt
 
     receipt = read_receipt(out)
     checks = check_files(out, receipt)
     if all(c["ok"] for c in checks):
-        engine = importlib.import_module(f"nett.{receipt['room']}.engine")
+        engine = importlib.import_module(module_of(receipt))
         checks += engine.verify(out, receipt, rerun=rerun)
     ok = all(c["ok"] for c in checks)
     if json_file is not None:

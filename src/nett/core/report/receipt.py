@@ -46,7 +46,7 @@ def receipt_page(receipt: Mapping[str, Any], folder: str = ".") -> Page:
 
 
 def _title(receipt: Mapping[str, Any]) -> str:
-    parts = [str(receipt[k]) for k in ("room", "method") if receipt.get(k)]
+    parts = [str(receipt[k]) for k in ("room", "method") if receipt.get(k) and receipt[k] != "core"]
     return " ".join(["nett", *parts]) if parts else "nett receipt"
 
 
