@@ -1,0 +1,49 @@
+"""Which form of planes suits a tensor, told from a sample of its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from nett.core.codec.coders import entropy
+from nett.core.codec.planes import Form, to_planes
+from nett.core.dtypes import Array
+
+
+@final
+@dataclass(frozen=True)
+class Mode:
+    """How a tensor's bytes become planes: numbers of ``width`` bytes, in this form."""
+
+    width: int
+    form: Form
+
+    @property
+    def needs_base(self) -> bool:
+        return self.form in ("difference", "xor")
+
+    def __str__(self) -> str:
+        return f"{self.form}{self.width}"
+
+    @classmethod
+    def of(cls, text: str) -> Mode:
+        return cls(int(text[-1]), text[:-1])  # type: ignore[arg-type]
+
+
+def estimated_bits(raw: Array, mode: Mode, base: Array | None = None) -> float:
+    """Sum of the order-0 entropies of the planes, in bits a byte of ``raw``."""
+    planes = to_planes(raw, mode.width, mode.form, base)
+    return float(np.mean([entropy(p) for p in planes])) if raw.size else 0.0
+
+
+def choose_mode(raw: Array, width: int, base: Array | None = None) -> tuple[Mode, float]:
+    """The form with the least estimated bits for a sample of a tensor's bytes (and of the base's at the same
+    places), with that estimate. A width that does not divide the sample becomes 1."""
+    width = width if raw.size % width == 0 else 1
+    forms: list[Form] = ["rotated", "plain"] if width > 1 else ["plain"]
+    forms += ["difference", "xor"] if base is not None else []
+    found = [(estimated_bits(raw, Mode(width, form), base), Mode(width, form)) for form in forms]
+    bits, mode = min(found, key=lambda f: f[0])
+    return mode, bits
