@@ -19,10 +19,18 @@ def thread_count(asked: int) -> int:
 
 @final
 class Pool:
-    """Threads for NumPy and numba work, which let go of the interpreter's lock."""
+    """Threads for NumPy and numba work, which let go of the interpreter's lock.
+
+    While it is open, BLAS works on the thread that calls it: a pool of its own beneath each of ours fights for the
+    same cores (measured: five times the CPU seconds for the singular values of a model, the more the busier the
+    machine), and its sums would depend on the number of threads.
+    """
 
     def __init__(self, threads: int) -> None:
+        from threadpoolctl import threadpool_limits
+
         self.threads = threads
+        self._blas = threadpool_limits(1, "blas")
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="nett") if threads > 1 else None
 
     def ordered(self, work: Callable[[T], R], items: Iterable[T], ahead: int = 2) -> Iterator[R]:
@@ -45,3 +53,4 @@ class Pool:
     def close(self) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
+        self._blas.restore_original_limits()
