@@ -193,6 +193,13 @@ def test_models_of_one_shape_and_other_training(tmp_path: Path) -> None:
     assert said.figures[paths[1]]["norm_ratio"] == pytest.approx(np.sqrt(2), rel=0.1)
 
 
+def test_several_models_of_other_training_share_nothing(tmp_path: Path) -> None:
+    """They are no fine-tunes of the first: one vector for all of them is not proposed, unless it is asked for."""
+    paths = [write(tmp_path / n, model(i)) for i, n in enumerate("abc")]
+    assert closeness(paths).found == ()
+    assert {e.kind for e in edges(closeness(paths, near=2.0))} == {"multi_task_vector"}
+
+
 def test_share_that_must_agree(tmp_path: Path) -> None:
     base = model()
     other = {n: a for n, a in base.items() if "layers" in n} | {"new": model(9)["lm_head.weight"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 _EMBEDDINGS = (
@@ -38,6 +39,11 @@ def module_of(name: str) -> str:
     if found is not None:
         return found.layer
     return name.rpartition(".")[0] or name
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts ``layers.2`` before ``layers.10``."""
+    return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 def is_vocabulary(name: str) -> bool:

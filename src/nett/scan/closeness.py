@@ -19,7 +19,12 @@ from nett.scan.protocol import Asset, Finding, Findings, Probe, Study, probe
 
 @method(papers=["P10"], title="Closeness to a base", kind="measure", guarantee="measured", command=True)
 @probe
-def closeness(assets: Sequence[Asset], *, shared: Annotated[float, Between(0, 1)] = 0.5) -> Probe:
+def closeness(
+    assets: Sequence[Asset],
+    *,
+    shared: Annotated[float, Between(0, 1)] = 0.5,
+    near: Annotated[float, Between(0)] = 0.5,
+) -> Probe:
     """Measure how far checkpoints lie from the first one: density, norms, signs and rank of the difference.
 
     A fine-tune near its base can be kept as a delta. The bytes of two deltas are worked out: a lossless patch (new
@@ -29,6 +34,8 @@ def closeness(assets: Sequence[Asset], *, shared: Annotated[float, Between(0, 1)
 
     Args:
         shared: a checkpoint is compared if at least this share of its bytes has names and shapes of the base.
+        near: a checkpoint counts as a fine-tune, for what several of them could share, if the norm of its difference
+            is at most this share of the base's norm.
     When to use: with --base, or on several checkpoints of one family, the base first.
     When not: on unrelated models; nothing is found there.
     Guarantee: exact for patches, measured for the rest. Norms, counts and errors are of every element; bytes are
@@ -71,7 +78,8 @@ def closeness(assets: Sequence[Asset], *, shared: Annotated[float, Between(0, 1)
         figures["sign_conflict"] = together.conflict
         for place, tuned in enumerate(others):
             figures[tuned.path]["agrees_with_elected_sign"] = together.agreement(place)
-        if all(len(everywhere) == len(a.checkpoint.tensors) for a in (base, *others)):
+        same = all(len(everywhere) == len(a.checkpoint.tensors) for a in (base, *others))
+        if same and all(moved.distance <= near**2 * moved.a_square for moved in totals.values()):
             found += _multi_task(base, others, together, totals)
     return Findings(tuple(found), figures)
 

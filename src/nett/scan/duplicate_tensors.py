@@ -8,7 +8,7 @@ from typing import Any, final
 
 from nett.core.dtypes import Array
 from nett.core.edge import Edge
-from nett.core.layers import is_head, is_vocabulary
+from nett.core.layers import is_head, is_vocabulary, natural
 from nett.core.registry import method
 from nett.core.sweep import Fold, Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, probe
@@ -68,7 +68,8 @@ def duplicate_tensors(assets: Sequence[Asset]) -> Probe:
     alike: dict[Any, list[tuple[Asset, str]]] = defaultdict(list)
     lying: set[Any] = set()
     for asset in assets:
-        for name, info in asset.checkpoint.tensors.items():
+        for name in sorted(asset.checkpoint.tensors, key=natural):  # layer 0 is kept, whatever shard it is in
+            info = asset.checkpoint.tensors[name]
             place = asset.place(name)
             if info.size == 0 or (place is not None and place in lying):
                 continue

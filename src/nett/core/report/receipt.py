@@ -5,10 +5,10 @@ Every section stands only where its key does, so that a receipt of any room, old
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from nett.core.layers import natural
 from nett.core.report import provenance
 from nett.core.report.page import Page
 from nett.core.report.records import list_of, record_table, records, text_of
@@ -143,7 +143,7 @@ def _quality(page: Page, receipt: Mapping[str, Any]) -> None:
 
 def _tensors(page: Page, receipt: Mapping[str, Any]) -> None:
     rows = [r for r in records(receipt, "tensors") if "name" in r]
-    rows.sort(key=lambda r: _natural(text_of(r["name"])))
+    rows.sort(key=lambda r: natural(text_of(r["name"])))
     titles = {
         "relative_change": "Relative change of each tensor",
         "relative_l2": "Relative L2 distance of each tensor",
@@ -193,8 +193,3 @@ def _result(check: Mapping[str, Any]) -> str:
         return _FAILED
     tried = check.get("ok") is True and not text_of(check.get("detail")).startswith("not tried")
     return _PASSED if tried else "– not run"  # what was not tried has not passed
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts ``layers.2`` before ``layers.10``."""
-    return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in re.split(r"(\d+)", name)]
