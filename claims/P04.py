@@ -36,24 +36,21 @@ from claims.merging import (
     DENSITIES,
     TASK_ARITHMETIC,
     TIES,
-    Cell,
     Chosen,
-    Gap,
-    Outcomes,
     Say,
     Settings,
     Way,
     add_trivial,
     all_cases,
-    better,
+    frontier_point,
     merged_points,
-    say_gaps,
     seconds_of,
-    spread,
+    slope_figures,
     sum_scales,
     tune,
     with_density,
 )
+from claims.outcomes import Cell, Gap, Outcomes, better, say_gaps, spread
 from nett.core.claims import Check, Figure, Result
 from nett.core.standing import Point
 
@@ -125,9 +122,7 @@ def experiment(cases: Iterable[Case], skipped: dict[str, str], progress: Say) ->
         for name in (ALONE, AVERAGE, BASE, *RESTORED.values(), ROUNDED["bfloat16"]):
             figures += [Figure(*cell, seed, name, accuracy(found[name])) for seed, found in by_seed.items()]
     for a, b in ((REBUILT, ALONE), (CONSENSUS, TASK_ARITHMETIC.name), (CONSENSUS_TIES, TIES_SUM.name)):
-        for bed, slopes in outcomes.slopes(a, b).items():
-            what = f"{a} minus {b}, change when the size doubles"
-            figures += [Figure(bed, "all sizes", s, what, value) for s, value in enumerate(slopes)]
+        figures += slope_figures(outcomes, a, b)
     frontier = [p for cell in got.last for p in _points(got, cell)]
     return Result(_checks(got), figures, frontier, skipped)
 
@@ -156,8 +151,7 @@ def _one_case(got: Gathered, case: Case) -> None:
     for name, by_seed in found.items():
         for seed, chosen in by_seed.items():
             outcomes.add(bed, seed, name, chosen.correct)
-            note = chosen.note + (", the end of the grid" if chosen.at_edge else "")
-            got.note(bed, seed, name, accuracy(chosen.correct), note=note)
+            got.note(bed, seed, name, accuracy(chosen.correct), note=chosen.note)
 
 
 def _files(got: Gathered, bed: Bed, seed: int, lambdas: list[float]) -> int:
@@ -181,19 +175,12 @@ def _files(got: Gathered, bed: Bed, seed: int, lambdas: list[float]) -> int:
 
 def _points(got: Gathered, cell: Cell) -> list[Point]:
     bed, settings, lambdas, nbytes = got.last[cell]
-    if bed.size == "4 tasks":  # seeds that drew different tasks have no accuracy in common to rank ways by
-        return []
-    kernels = {TASK_ARITHMETIC.name: TASK_ARITHMETIC.make, TIES.name: TIES.make}
-    kernels[CONSENSUS] = consensus_over_sum(lambdas).make
-    seconds = {
-        name: seconds_of(lambda m=make, s=settings[name]: m(bed.base, bed.models, **s))
-        for name, make in kernels.items()
-    }
-    found = got.outcomes.accuracies(cell, REBUILT)
-    took = seconds_of(lambda: nett.merge.tall_masks(bed.base, bed.models, mask_lambda=lambdas))
-    points = merged_points(got.outcomes, bed, seconds)
-    quality, varies = round(float(np.mean(found)), 3), round(spread(found), 3)
-    return [*points, Point("merge/tall_masks", points[0].asset, nbytes, quality, varies, took)]
+    kernels = {way.name: way.make for way in (TASK_ARITHMETIC, TIES, consensus_over_sum(lambdas))}
+    points = merged_points(got.outcomes, bed, kernels, settings)
+    if points:
+        took = seconds_of(lambda: nett.merge.tall_masks(bed.base, bed.models, mask_lambda=lambdas))
+        points.append(frontier_point(got.outcomes, bed, REBUILT, "merge/tall_masks", nbytes, took))
+    return points
 
 
 def _retained(outcomes: Outcomes, cell: Cell, name: str) -> float:

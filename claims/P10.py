@@ -27,24 +27,22 @@ from claims.beds import Bed, Case, Flat, accuracy
 from claims.merging import (
     ALONE,
     AVERAGE,
+    BASE,
     TASK_ARITHMETIC,
     TIES,
-    Cell,
-    Outcomes,
     Say,
     Way,
     add_trivial,
     all_cases,
-    better,
-    mean_gap,
     merged_points,
-    say_gaps,
     scales,
-    seconds_of,
+    slope_figures,
     tune,
     with_density,
 )
+from claims.outcomes import Cell, Outcomes, better, mean_gap, say_gaps
 from nett.core.claims import Check, Figure, Result
+from nett.core.standing import Point
 
 PAPER = "P10"
 CLAIM = (
@@ -56,6 +54,11 @@ METHODS = ["merge/ties"]
 FIFTH = 0.2
 SUBSETS = 28  # of the tasks, for each number of them; all pairs of eight
 TRIMMED = "each fine-tune, task vector trimmed to a fifth"
+UNTUNED = "ties at density 0.2 and scale 1, untuned"
+COSINE = "mean cosine of two task vectors"
+IN_FIFTH = "squared norm of a task vector in its largest fifth"
+DROPPED = "magnitude of the trimmed task vectors that election drops"
+TOWARDS = "mean cosine with the task vectors, of what was merged by"
 
 
 def trim(delta: Flat, density: float) -> Flat:
@@ -102,18 +105,22 @@ def conflicts(trimmed: Sequence[Flat], seed: int) -> dict[int, tuple[float, floa
     return found
 
 
-def anatomy(bed: Bed) -> dict[str, float]:
+def towards(bed: Bed, merged: Flat) -> float:
+    """Mean cosine of what a merge changed with the task vectors."""
+    change = merged - bed.base
+    size = np.linalg.norm(change)
+    return float(np.mean([change @ (m - bed.base) / (size * np.linalg.norm(m - bed.base)) for m in bed.models]))
+
+
+def anatomy(bed: Bed, trimmed: Sequence[Flat]) -> dict[str, float]:
     """What trimming and election have to work with on a bed, in percent."""
     deltas = [m - bed.base for m in bed.models]
-    trimmed = [trim(d, FIFTH) for d in deltas]
+    cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in combinations(deltas, 2)]
     norm = np.mean([float(t @ t) / float(d @ d) for t, d in zip(trimmed, deltas, strict=True)])
     stacked = np.stack(trimmed)
     elected = np.sign(stacked.sum(axis=0))
     lost = float(np.abs(stacked[np.sign(stacked) == -elected]).sum() / np.abs(stacked).sum())
-    return {
-        "share of a task vector's squared norm in its largest fifth": 100 * float(norm),
-        "share of the trimmed task vectors' sum of magnitudes that election drops": 100 * lost,
-    }
+    return {COSINE: 100 * float(np.mean(cosines)), IN_FIFTH: 100 * float(norm), DROPPED: 100 * lost}
 
 
 def run(seeds: Sequence[int], progress: Say) -> Result:
@@ -124,49 +131,76 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
 
 def experiment(cases: Iterable[Case], skipped: dict[str, str], progress: Say) -> Result:
     """Tune, test and take apart; ``cases`` are used up one by one."""
-    outcomes, figures, frontier = Outcomes(), list[Figure](), []
+    outcomes, figures, frontier = Outcomes(), list[Figure](), list[Point]()
     mixed: dict[Cell, list[dict[int, tuple[float, float]]]] = {}
     last: dict[Cell, tuple[Bed, dict[str, Any]]] = {}
     for case in cases:
-        bed, cell = case.bed, (case.bed.name, case.bed.size)
+        bed, cell, first = case.bed, (case.bed.name, case.bed.size), min(case.draws)
         add_trivial(outcomes, case)
         trimmed = [trim(m - bed.base, FIFTH) for m in bed.models]
         cut = bed.own_correct([bed.base + t for t in trimmed], "test")
-        first = min(case.draws)
-        found = conflicts(trimmed, first)
-        mixed.setdefault(cell, []).append(found)
-        for count, (share, coins) in found.items():
-            figures.append(Figure(*cell, first, f"entries with both signs, {count} tasks", share))
-            figures.append(Figure(*cell, first, f"the same if signs were coins, {count} tasks", coins))
-        figures += [Figure(*cell, first, what, value) for what, value in anatomy(bed).items()]
+        untuned = bed.all_correct(nett.merge.ties(bed.base, bed.models, density=FIFTH, scale=1.0), "test")
         for seed in case.draws:
             outcomes.add(bed, seed, TRIMMED, cut)
+            outcomes.add(bed, seed, UNTUNED, untuned)
+        found = conflicts(trimmed, first)
+        mixed.setdefault(cell, []).append(found)
+        for count in (n for n in found if n in (2, 4, 8)):
+            for what, value in zip(("", ", if signs were coins"), found[count], strict=True):
+                figures.append(Figure(*cell, first, f"entries with both signs, {count} tasks{what}", value))
+        figures += [Figure(*cell, first, what, value) for what, value in anatomy(bed, trimmed).items()]
         for way in WAYS:
             for seed, chosen in tune(bed, case.draws, way).items():
                 outcomes.add(bed, seed, way.name, chosen.correct)
-                note = chosen.note + (", the end of the grid" if chosen.at_edge else "")
-                figures.append(Figure(*cell, seed, way.name, accuracy(chosen.correct), note=note))
+                figures.append(Figure(*cell, seed, way.name, accuracy(chosen.correct), note=chosen.note))
                 last.setdefault(cell, (bed, {}))[1][way.name] = chosen.settings
+                points_to = towards(bed, way.make(bed.base, bed.models, **chosen.settings))
+                figures.append(Figure(*cell, seed, f"{TOWARDS} {way.name}", 100 * points_to))
         progress(f"{bed.name}, {bed.size}, seed {first}: " + _line(outcomes, cell))
     for cell, by_seed in outcomes.correct.items():
-        for name in (ALONE, AVERAGE, "base", TRIMMED):
+        for name in (ALONE, AVERAGE, BASE, TRIMMED, UNTUNED):
             figures += [Figure(*cell, seed, name, accuracy(found[name])) for seed, found in by_seed.items()]
     for other in (AVERAGE, TASK_ARITHMETIC.name):
-        for bed_name, slopes in outcomes.slopes(TIES.name, other).items():
-            what = f"ties minus {other}, change when the size doubles"
-            figures += [Figure(bed_name, "all sizes", s, what, v) for s, v in enumerate(slopes)]
+        figures += slope_figures(outcomes, TIES.name, other)
     for bed, settings in last.values():
-        # Seeds that drew different tasks have no accuracy in common that ways could be ranked by.
-        if bed.size == "4 tasks":
-            continue
-        seconds = {
-            "ties": seconds_of(lambda b=bed, s=settings: nett.merge.ties(b.base, b.models, **s["ties"])),
-            "task arithmetic": seconds_of(
-                lambda b=bed, s=settings: nett.merge.task_arithmetic(b.base, b.models, **s["task arithmetic"])
-            ),
-        }
-        frontier += merged_points(outcomes, bed, seconds)
-    return Result(_checks(outcomes, mixed), figures, frontier, skipped)
+        kernels = {way.name: way.make for way in (TIES, TASK_ARITHMETIC)}
+        frontier += merged_points(outcomes, bed, kernels, settings)
+    checks = _checks(outcomes, mixed)
+    because = () if all(c.holds for c in checks) else _because(outcomes, figures, [bed for bed, _ in last.values()])
+    return Result(checks, figures, frontier, skipped, because)
+
+
+def _because(outcomes: Outcomes, figures: Sequence[Figure], beds: Sequence[Bed]) -> list[str]:
+    """The causes, in the figures of this run; only what they bear out is said."""
+
+    def span(what: str) -> tuple[float, float]:
+        found = [f.value for f in figures if f.what == what]
+        return min(found), max(found)
+
+    largest = max(bed.base.size for bed in beds)
+    said = [f"The largest model here has {largest:,} weights; those of the paper start near 90 million."]
+    (low, high), (least, most) = span(COSINE), span(IN_FIFTH)
+    if max(abs(low), abs(high)) < 20:
+        both, coins = (span(f"entries with both signs, 2 tasks{more}") for more in ("", ", if signs were coins"))
+        said.append(
+            f"The task vectors are nearly orthogonal (mean cosine {low / 100:.3f} to {high / 100:.3f}), and two of them "
+            f"differ in sign at {both[0]:.0f} to {both[1]:.0f} % of the entries that both keep, coins at {coins[0]:.0f} %: "
+            "there is hardly any common will that an election could find."
+        )
+    ours, sums = span(f"{TOWARDS} ties"), span(f"{TOWARDS} task arithmetic")
+    if ours[1] < sums[1] and ours[0] < sums[0]:
+        said.append(
+            f"What ties merges points less towards the tasks (mean cosine {ours[0] / 100:.2f} to {ours[1] / 100:.2f}) "
+            f"than their plain sum ({sums[0] / 100:.2f} to {sums[1] / 100:.2f}), and no scale mends a direction."
+        )
+    lost = {cell: outcomes.gap(cell, ALONE, TRIMMED).mean for cell in outcomes.correct}
+    if max(lost.values()) >= 1:
+        said.append(
+            f"The task vectors are not redundant: their largest fifth holds {least:.0f} to {most:.0f} % of the squared "
+            f"norm, and a fine-tune trimmed to it loses {min(lost.values()):.1f} to {max(lost.values()):.1f} points "
+            "before anything is merged."
+        )
+    return said
 
 
 def _line(outcomes: Outcomes, cell: Cell) -> str:

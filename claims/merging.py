@@ -1,16 +1,15 @@
-"""What claims about merging share: ways to merge with equally large grids, tuning on validation, paired differences.
+"""What claims about merging share: ways to merge with equally large grids, tuning on validation, frontier points.
 
 Every way is tuned over :data:`BUDGET` settings on the same validation examples, judged by the mean accuracy over the
-tasks, and only its best setting sees the test examples. A difference of two ways is taken example by example.
+tasks, and only its best setting sees the test examples.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from math import hypot, log2, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +18,10 @@ import numpy as np
 import torch
 
 import nett
-from claims.beds import Bed, Case, Flat, Rows, accuracy, merge8_cases, sampling_error, why_no_merge8
+from claims.beds import Bed, Case, Flat, Rows, accuracy, merge8_cases, why_no_merge8
 from claims.digits import digits_cases
+from claims.outcomes import Correct, Outcomes, spread
+from nett.core.claims import Figure
 from nett.core.standing import Point
 
 BUDGET = 80
@@ -28,9 +29,7 @@ DENSITIES = (0.1, 0.2, 0.4, 0.7)  # a quarter of the budget each, for scales
 
 ALONE, AVERAGE, BASE = "each fine-tune on its own task", "plain average", "base"
 
-Correct = Mapping[str, np.ndarray]  # task -> per example, whether the answer is right
 Settings = Mapping[str, Any]
-Cell = tuple[str, str]  # bed, size
 Say = Callable[[str], None]
 
 
@@ -53,7 +52,8 @@ class Chosen:
 
     @property
     def note(self) -> str:
-        return ", ".join(f"{k} {v:g}" for k, v in self.settings.items() if isinstance(v, int | float))
+        said = ", ".join(f"{k} {v:g}" for k, v in self.settings.items() if isinstance(v, int | float))
+        return said + ", the end of the grid" if self.at_edge else said
 
 
 def scales(last: float, count: int) -> list[float]:
@@ -120,112 +120,45 @@ def all_cases(seeds: Sequence[int], skipped: dict[str, str]) -> Iterator[Case]:
     return chain(merge8_cases(seeds) if why is None else (), digits_cases(seeds))
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A mean difference in percentage points and its standard error."""
+def merged_points(
+    outcomes: Outcomes, bed: Bed, kernels: Mapping[str, Callable[..., Flat]], settings: Mapping[str, Settings]
+) -> list[Point]:
+    """The points of one cell for the shared frontier: ways that give one model (by name, as they were tuned last),
+    and the trivial answers: keeping all fine-tunes, their plain average, the base as it is.
 
-    mean: float
-    error: float
-
-    @property
-    def above(self) -> bool:
-        """Whether it is positive beyond two standard errors."""
-        return self.mean > 2 * self.error
-
-    @property
-    def below(self) -> bool:
-        return self.mean < -2 * self.error
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.error:.2f}"
-
-
-@dataclass
-class Outcomes:
-    """Test outcomes of every way, by cell and seed, and the paired differences of any two."""
-
-    correct: dict[Cell, dict[int, dict[str, Correct]]] = field(default_factory=dict)
-
-    def add(self, bed: Bed, seed: int, name: str, correct: Correct) -> None:
-        self.correct.setdefault((bed.name, bed.size), {}).setdefault(seed, {})[name] = correct
-
-    def accuracies(self, cell: Cell, name: str) -> list[float]:
-        """One a seed, percent."""
-        return [accuracy(found[name]) for found in self.correct[cell].values()]
-
-    def gap(self, cell: Cell, a: str, b: str) -> Gap:
-        """``a`` minus ``b``. The error joins the spread over the seeds with that of the test examples, which seeds
-        share (on merge8) or mostly share (on digits), so that more seeds do not make the latter smaller."""
-        pairs = [(found[a], found[b]) for found in self.correct[cell].values()]
-        values = [accuracy(x) - accuracy(y) for x, y in pairs]
-        sampling = float(np.mean([sampling_error(x, y) for x, y in pairs]))
-        return Gap(float(np.mean(values)), hypot(spread(values) / sqrt(len(values)), sampling))
-
-    def gaps(self, a: str, b: str) -> dict[Cell, Gap]:
-        return {cell: self.gap(cell, a, b) for cell in self.correct}
-
-    def slopes(self, a: str, b: str) -> dict[str, list[float]]:
-        """Bed -> by how much ``a`` minus ``b`` changes when the size doubles, one value a seed."""
-        found: dict[str, list[float]] = {}
-        for bed in dict.fromkeys(bed for bed, _ in self.correct):
-            cells = [c for c in self.correct if c[0] == bed]
-            at = [log2(number(size)) for _, size in cells]
-            if len(cells) > 1:
-                rows = zip(*[self._differences(c, a, b) for c in cells], strict=True)
-                found[bed] = [float(np.polyfit(at, row, 1)[0]) for row in rows]
-        return found
-
-    def _differences(self, cell: Cell, a: str, b: str) -> list[float]:
-        return [x - y for x, y in zip(self.accuracies(cell, a), self.accuracies(cell, b), strict=True)]
-
-
-def number(size: str) -> float:
-    """The number in the name of a size, such as ``width 64``."""
-    return next(float(word) for word in size.split() if word.isdigit())
-
-
-def mean_gap(gaps: Mapping[Cell, Gap]) -> Gap:
-    """Mean over the cells. Sizes of one bed share test examples, so their errors are added; beds are independent."""
-    by_bed: dict[str, float] = {}
-    for (bed, _), gap in gaps.items():
-        by_bed[bed] = by_bed.get(bed, 0.0) + gap.error
-    mean = sum(g.mean for g in gaps.values()) / len(gaps)
-    return Gap(mean, sqrt(sum(e * e for e in by_bed.values())) / len(gaps))
-
-
-def better(gaps: Mapping[Cell, Gap]) -> bool:
-    """Better on the whole, and nowhere worse: the mean over the cells is above 0, and no cell's below it, each by
-    more than two standard errors."""
-    return mean_gap(gaps).above and not any(g.below for g in gaps.values())
-
-
-def say_gaps(gaps: Mapping[Cell, Gap]) -> str:
-    each = "; ".join(f"{bed} {size} {gap}" for (bed, size), gap in gaps.items())
-    return f"mean {mean_gap(gaps)}; {each}"
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over the seeds; 0 for a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def merged_points(outcomes: Outcomes, bed: Bed, seconds: Mapping[str, float]) -> list[Point]:
-    """The points of one cell for the shared frontier: ways that give one model (name -> seconds), and the trivial
-    answers: keeping all fine-tunes, their plain average, the base as it is."""
-    cell, size = (bed.name, bed.size), file_bytes(bed)
-
-    def point(name: str, method: str, nbytes: float, took: float, trivial: bool = False) -> Point:
-        found = outcomes.accuracies(cell, name)
-        asset = f"checkpoints/{bed.name}, {bed.size}"
-        return Point(method, asset, nbytes, round(float(np.mean(found)), 3), round(spread(found), 3), took, trivial)
-
-    average = seconds_of(lambda: nett.merge.linear(bed.models))
+    None where the seeds drew different tasks: their accuracies have nothing in common to rank ways by.
+    """
+    if bed.size == "4 tasks":
+        return []
+    size, average = file_bytes(bed), seconds_of(lambda: nett.merge.linear(bed.models))
     found = [
-        point(ALONE, "every fine-tune kept", size * len(bed.tasks), 0.0, trivial=True),
-        point(AVERAGE, "merge/linear", size, average, trivial=True),
-        point(BASE, "the base alone", size, 0.0, trivial=True),
+        frontier_point(outcomes, bed, ALONE, "every fine-tune kept", size * len(bed.tasks), 0.0, trivial=True),
+        frontier_point(outcomes, bed, AVERAGE, "merge/linear", size, average, trivial=True),
+        frontier_point(outcomes, bed, BASE, "the base alone", size, 0.0, trivial=True),
     ]
-    return found + [point(name, f"merge/{name.replace(' ', '_')}", size, took) for name, took in seconds.items()]
+    for name, kernel in kernels.items():
+        seconds = seconds_of(lambda k=kernel, s=settings[name]: k(bed.base, bed.models, **s))
+        found.append(frontier_point(outcomes, bed, name, f"merge/{name.replace(' ', '_')}", size, seconds))
+    return found
+
+
+def frontier_point(
+    outcomes: Outcomes, bed: Bed, name: str, method: str, nbytes: float, seconds: float, *, trivial: bool = False
+) -> Point:
+    """Mean accuracy over the seeds of what goes by ``name``, with its standard deviation."""
+    found, asset = outcomes.accuracies((bed.name, bed.size), name), f"checkpoints/{bed.name}, {bed.size}"
+    quality, varies = round(float(np.mean(found)), 3), round(spread(found), 3)
+    return Point(method, asset, nbytes, quality, varies, round(seconds, 5), trivial)
+
+
+def slope_figures(outcomes: Outcomes, a: str, b: str) -> list[Figure]:
+    """How the difference of two ways changes when a bed's size doubles, for each seed."""
+    what = f"{a} minus {b}, change when the size doubles"
+    return [
+        Figure(bed, "all sizes", seed, what, value)
+        for bed, slopes in outcomes.slopes(a, b).items()
+        for seed, value in enumerate(slopes)
+    ]
 
 
 def add_trivial(outcomes: Outcomes, case: Case) -> None:
