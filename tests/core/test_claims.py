@@ -168,7 +168,7 @@ def test_only_a_checkout_has_claims(tmp_path: Path) -> None:
     for package in (tmp_path / "site-packages" / "nett", tmp_path / "src" / "nett"):
         package.mkdir(parents=True)
         with pytest.raises(Refused, match="claims are run from a source checkout") as caught:
-            checkout(package)
+            checkout(package=package)
         assert caught.value.exit_code == 3 and "Clone the repository" in str(caught.value)
 
 
