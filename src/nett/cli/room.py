@@ -65,6 +65,8 @@ def method_command(card: Card) -> click.Command:
     def call(ctx: click.Context, /, assets: tuple[str, ...], **values: Any) -> None:
         mine = given(card.parameters, values, card.key)
         if card.command:
+            if card.parameter("dry_run") is not None:  # the global option
+                mine["dry_run"] = ctx.obj["dry_run"]
             _print(card.load()(list(assets), **card.resolve(mine)))
             return
         engine = importlib.import_module(f"nett.{card.room}.engine")
@@ -77,7 +79,7 @@ def method_command(card: Card) -> click.Command:
         callback=call,
         params=[
             click.Argument(["assets"], nargs=-1, metavar="ASSET..."),
-            *map(option, (*card.parameters, *options)),
+            *(option(p) for p in (*card.parameters, *options) if p.name != "dry_run"),
         ],
         help=card_help(card),
         short_help=card.summary,
@@ -164,6 +166,10 @@ def room_group(room: str) -> click.Group:
 
 
 def _print(result: Any) -> None:
+    if isinstance(result, dict) and "say" in result:
+        for line in result["say"]:
+            click.echo(line)
+        return
     click.echo(result if isinstance(result, str) else json.dumps(result, indent=2, default=str, ensure_ascii=False))
 
 

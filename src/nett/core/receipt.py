@@ -143,6 +143,16 @@ def module_of(receipt: Mapping[str, Any]) -> str:
     return f"nett.{receipt['room']}.engine"
 
 
+def locate(path: Path) -> tuple[Path, str]:
+    """``STORE/model/name`` as the output that carries a receipt and the name of what lies in it; ``path`` itself and
+    an empty name where it exists, or where no folder above it is an output."""
+    if not path.exists():
+        for parent in path.parents:
+            if (parent / NAME).is_file():
+                return parent, str(path.relative_to(parent))
+    return path, ""
+
+
 def read_receipt(out: Path) -> dict[str, Any]:
     """The receipt that an output carries; Refused where there is none or it is of a newer kind."""
     file = receipt_path(out)

@@ -20,12 +20,19 @@ def command(
     """Undo what the receipt describes, wherever the method is reversible; or rebuild one task."""
     import importlib
 
-    from nett.core.receipt import module_of, read_receipt
+    from nett.core.receipt import locate, module_of, read_receipt
 
+    output, inside = locate(output)
     receipt = read_receipt(output)
     engine = importlib.import_module(module_of(receipt))
     done = engine.restore(
-        output, receipt, task=task, out=out, base=base, overwrite=overwrite, dry_run=ctx.obj["dry_run"]
+        output,
+        receipt,
+        task=task or inside or None,
+        out=out,
+        base=base,
+        overwrite=overwrite,
+        dry_run=ctx.obj["dry_run"],
     )
     for line in done["say"]:
         click.echo(line)

@@ -30,7 +30,7 @@ def _open(reference: str | Path, base: str | Path | None) -> Checkpoint:
         left, plus, right = str(reference).partition("+")
         if plus and Path(left).exists() and Path(right).exists():
             return open_checkpoint(right, base=left)
-        raise Refused("there is no such file or folder", where=path, hint=_near(path))
+        return _open_inside(path)
     if path.is_dir():
         return _open_folder(path, base)
     if path.suffix == ".safetensors":
@@ -69,6 +69,22 @@ def _open_folder(path: Path, base: str | Path | None) -> Checkpoint:
     if ggufs:
         raise Refused(f"holds {len(ggufs)} GGUF files", where=path, hint=f"Name one of them, for example {ggufs[0]}")
     raise Refused("holds no checkpoint (*.safetensors, pytorch_model.bin, *.gguf, adapter_config.json)", where=path)
+
+
+def _open_inside(path: Path) -> Checkpoint:
+    """``STORE/model``: what lies in an output of nett, which its room knows how to read."""
+    import importlib
+
+    from nett.core.receipt import locate, module_of, read_receipt
+
+    output, name = locate(path)
+    if name:
+        receipt = read_receipt(output)
+        engine = importlib.import_module(module_of(receipt))
+        if hasattr(engine, "open_inside"):
+            found: Checkpoint = engine.open_inside(output, receipt, name)
+            return found
+    raise Refused("there is no such file or folder", where=path, hint=_near(path))
 
 
 def _near(path: Path) -> str | None:

@@ -34,7 +34,10 @@ class Coded:
 
 def encode_block(raw: Array, mode: Mode, base: Array | None = None) -> Coded:
     """Code up to ``BLOCK`` bytes; ``base`` holds as many where the mode needs them."""
-    found = [coders.code(plane, patient=mode.needs_base) for plane in to_planes(raw, mode.width, mode.form, base)]
+    if mode.form == "text":
+        found = [coders.code_text(raw)]
+    else:
+        found = [coders.code(p, patient=mode.needs_base) for p in to_planes(raw, mode.width, mode.form, base)]
     return Coded("".join(c for c, _ in found), [p for _, p in found], zlib.crc32(raw.data))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.errors import NettError, missing_extra
 
-RAW, CONSTANT, HUFFMAN, FSE = "r", "c", "h", "f"
+RAW, CONSTANT, HUFFMAN, FSE = "r", "c", "h", "f"  # "h": any zstd frame
 FULL = 7.9  # bits a byte beyond which coding is not tried
 LOW, LOW_PATIENT = 2.0, 4.5  # bits a byte below which Huffman wastes too much for the speed that it has
 SAMPLE = 1 << 16
@@ -53,6 +53,12 @@ def code(plane: Array, *, patient: bool = False) -> tuple[str, Any]:
     if len(made) >= plane.size:
         return RAW, plane
     return (FSE if low else HUFFMAN), made
+
+
+def code_text(data: Array) -> tuple[str, Any]:
+    """Headers, tokenizers and other files, where matches are what is to be had."""
+    made = _huffman().compress_text(data)
+    return (HUFFMAN, made) if len(made) < data.size else (RAW, data)
 
 
 def decode(coder: str, data: Any, out: Array) -> None:
@@ -98,10 +104,17 @@ class _Zstd:
         parameters = zstandard.ZstdCompressionParameters.from_level(
             1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17, write_content_size=True
         )
-        self._in, self._out = zstandard.ZstdCompressor(compression_params=parameters), zstandard.ZstdDecompressor()
+        self._in, self._text = (
+            zstandard.ZstdCompressor(compression_params=parameters),
+            zstandard.ZstdCompressor(level=9),
+        )
+        self._out = zstandard.ZstdDecompressor()
 
     def compress(self, plane: Array) -> bytes:
         return bytes(self._in.compress(plane.data))
+
+    def compress_text(self, data: Array) -> bytes:
+        return bytes(self._text.compress(data.data))
 
     def decompress(self, data: Any, size: int) -> bytes:
         return bytes(self._out.decompress(data, max_output_size=size))

@@ -28,6 +28,11 @@ class Mode:
         return f"{self.form}{self.width}"
 
     @classmethod
+    def text(cls) -> Mode:
+        """For what is no tensor."""
+        return cls(1, "text")
+
+    @classmethod
     def of(cls, text: str) -> Mode:
         return cls(int(text[-1]), text[:-1])  # type: ignore[arg-type]
 

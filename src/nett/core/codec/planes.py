@@ -16,7 +16,7 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.jit import jit
 
-Form = Literal["plain", "rotated", "difference", "xor"]
+Form = Literal["plain", "rotated", "difference", "xor", "text"]  # text: bytes as they are, for coders that match
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 

@@ -1,0 +1,235 @@
+"""Adding models to a store: each tensor once, fine-tunes as lossless differences to the base that the planner chose."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from nett.core.errors import Refused, UsageError
+from nett.core.registry import Between, method
+
+if TYPE_CHECKING:
+    from nett.core.runner import Pool
+    from nett.store.draft import Draft, Piece
+    from nett.store.library import Library
+    from nett.store.planning import Known
+
+
+@method(title="Add models to a store", grain="stream", guarantee="exact", extra="store", command=True)
+def add(
+    assets: Sequence[str],
+    *,
+    into: str,
+    name: str | None = None,
+    max_restore_seconds: Annotated[float | None, Between(0)] = None,
+    deltas: bool = True,
+    threads: Annotated[int, Between(0, 64)] = 0,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Keep models in a store: every tensor once, and fine-tunes as lossless differences to their base.
+
+    A model is a folder with all its files, or one file. Bases are found by the tensors' names, sizes and sampled
+    bytes among the models of the store and those that are added together; the planner chooses among them.
+    What comes back is the same, byte for byte: nett restore STORE/MODEL, nett.load("STORE/MODEL").
+
+    Args:
+        into: the store, a folder; made if it is not there.
+        name: what the model is called in the store, if not as its folder or file.
+        max_restore_seconds: keep only such differences that no model takes longer than this to restore.
+        deltas: keep fine-tunes as differences; otherwise every tensor is coded by itself.
+        threads: how many threads work; 0 for all that this process may use. What is stored does not depend on it.
+        dry_run: say what would be added and what it would take, and write nothing.
+    When to use: many models of few families: fine-tunes, checkpoints of one run, the same model in several formats.
+    When not: for files that other programs must find where they are; nett store link keeps those in place.
+    Guarantee: exact. Every block is decoded again before it is kept, and checked by its crc at every reading.
+    Cost: reads every file twice; a difference reads its base from the store.
+    """
+    from nett.core.progress import report
+    from nett.core.runner import Pool, thread_count
+    from nett.store.draft import Draft
+    from nett.store.library import Library, checked_name
+    from nett.store.planning import in_order
+
+    if not assets:
+        raise UsageError("name at least one model", where="store/add", hint="nett store add MODEL --into STORE")
+    if name is not None and len(assets) != 1:
+        raise UsageError(f"--name names one model, but {len(assets)} were given", where="store/add")
+    sources = [Path(a) for a in assets]
+    for source in sources:
+        if not source.exists():
+            raise Refused("there is no such file or folder", where=source)
+        if source.resolve().is_relative_to(Path(into).resolve()) or Path(into).resolve().is_relative_to(
+            source.resolve()
+        ):
+            raise Refused("and the store lie one within the other", where=source)
+    names = _names(sources, name)
+    for one in names:
+        checked_name(one)
+    root = Path(into)
+    exists = (root / "nett.json").is_file()
+    library = Library.open(root) if exists else None if dry_run else Library.create(root)
+    pool = Pool(thread_count(threads))
+    try:
+        drafts = [Draft(one, source, source.is_file()) for one, source in zip(names, sources, strict=True)]
+        _read(drafts, pool)
+        told: list[str] = []
+        fresh = [d for d in drafts if not _is_there(library, d, told)]
+        bases, plan = _bases(library, fresh, max_restore_seconds) if deltas else ({}, None)
+        if library is None or dry_run:
+            lines = [_would(d, bases) for d in fresh]
+            return {"say": [*told, *lines, "Nothing was written (--dry-run)."], "bases": bases}
+        added = []
+        report.begin("storing", sum(d.nbytes for d in fresh))
+        with library.writing():
+            for one in in_order([d.name for d in fresh], bases):
+                draft = next(d for d in fresh if d.name == one)
+                added.append(_store(library, draft, bases.get(one), pool))
+        report.end()
+        lines = [f"{a['name']}: {a['bytes']:,} bytes, {a['stored']:,} more in the store" + a["why"] for a in added]
+        before, after = sum(a["bytes"] for a in added), sum(a["stored"] for a in added)
+        if before:
+            lines.append(f"{root}: {after:,} bytes for {before:,} ({100 * after / before:.1f} %)")
+        if plan is not None and plan.gap > 0:
+            lines.append(f"The choice of bases frees at least {100 * (1 - plan.gap):.1f} % of what the best one could.")
+        return {"say": told + lines, "models": added, "bound": plan.bound if plan is not None else None}
+    finally:
+        report.end()
+        pool.close()
+        if library is not None:
+            library.close()
+
+
+def _names(sources: Sequence[Path], name: str | None) -> list[str]:
+    names = [name] if name is not None else [s.resolve().name if s.is_dir() else s.name for s in sources]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two of the models are called {twice!r}", where="store/add", hint="Add them apart, with --name."
+        )
+    return names
+
+
+def _read(drafts: Sequence[Draft], pool: Pool) -> None:
+    """Every file of every draft, once."""
+    from nett.core.progress import report
+    from nett.store.draft import files_of, read_file
+
+    todo = [(d, p) for d in drafts for p in files_of(d.source)]
+    report.begin("reading", sum(p.stat().st_size for _, p in todo))
+
+    def one(item: tuple[Draft, Path]) -> Any:
+        draft, path = item
+        return read_file(path, path.name if draft.single else str(path.relative_to(draft.source)))
+
+    for (draft, _), (file, pieces) in zip(todo, pool.ordered(one, todo), strict=True):
+        draft.files.append(file)
+        draft.pieces = {**pieces, **draft.pieces}
+        report.step(file.nbytes)
+    for draft in drafts:
+        if not draft.files:
+            raise Refused("holds no file", where=draft.source)
+
+
+def _is_there(library: Library | None, draft: Draft, told: list[str]) -> bool:
+    """Whether the store has this very model by this name; Refused if it has another by it."""
+    if library is None or draft.name not in library.names():
+        return False
+    held = library.model(draft.name)
+    if {(f.path, f.sha256) for f in held.files} == {(f.path, f.sha256) for f in draft.files}:
+        told.append(f"{draft.name}: is in the store already")
+        return True
+    raise Refused(
+        f"holds another model by the name {draft.name!r}",
+        where=library.root,
+        hint="Add it under another: --name NAME; or take the old one out: nett store remove",
+    )
+
+
+def _bases(library: Library | None, drafts: Sequence[Draft], seconds: float | None) -> tuple[dict[str, str], Any]:
+    from nett.store.planning import Known, choose_bases, sampled
+
+    def of_draft(draft: Draft) -> Known:
+        def sample(part: Any) -> Any:
+            return sampled(draft.pieces[part.object].read, part.nbytes)
+
+        return Known(draft.name, draft.tensors, draft.nbytes, sample)
+
+    stored = _stored(library) if library is not None else []
+    return choose_bases([of_draft(d) for d in drafts], stored, seconds)
+
+
+def _stored(library: Library) -> list[Known]:
+    from nett.store.planning import DELTA_RATE, PLAIN_RATE, Known, sampled
+
+    models = {m.name: m for m in library.models()}
+
+    def seconds(name: str) -> float:
+        model = models[name]
+        if model.base is None or model.base not in models:
+            return model.nbytes / PLAIN_RATE
+        return model.nbytes / DELTA_RATE + seconds(model.base)
+
+    def sample(part: Any) -> Any:
+        return sampled(lambda at, count: library.read(part.object, at, count), part.nbytes)
+
+    return [Known(m.name, m.tensors, m.nbytes, sample, seconds(m.name)) for m in models.values()]
+
+
+def _would(draft: Draft, bases: Mapping[str, str]) -> str:
+    how = f"as a difference to {bases[draft.name]}" if draft.name in bases else "by itself"
+    return f"would add {draft.name}: {draft.nbytes:,} bytes in {len(draft.files)} file(s), {how}"
+
+
+def _store(library: Library, draft: Draft, base: str | None, pool: Pool) -> dict[str, Any]:
+    """Write the objects of one draft that the store lacks, then the model."""
+    from nett.core.progress import report
+    from nett.store.library import Model
+    from nett.store.objects import write_object
+
+    ground = library.model(base).tensors if base is not None else {}
+    by_object = {p.object: n for n, p in draft.tensors.items()}
+    todo = [(digest, piece) for digest, piece in draft.pieces.items() if not library.has(digest)]
+
+    def one(item: tuple[str, Piece]) -> int:
+        digest, piece = item
+        mode, held = _mode(library, piece, ground.get(by_object.get(digest, "")))
+        reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
+        return write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
+
+    written = 0
+    for (_, piece), stored in zip(todo, pool.ordered(one, todo), strict=True):
+        written += stored
+        report.step(piece.nbytes)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    source = str(draft.source.resolve())
+    library.put(Model(draft.name, now, source, draft.single, base, tuple(draft.files)))
+    why = f", as a difference to {base}" if base is not None else "" if todo else ", nothing in it is new"
+    return {"name": draft.name, "bytes": draft.nbytes, "stored": written, "base": base, "why": why}
+
+
+def _mode(library: Library, piece: Piece, base: Any) -> tuple[Any, Any]:
+    """How a piece is coded, and the object that it is a difference to, if that is smaller by itself."""
+    from nett.core.codec import Mode
+    from nett.store.objects import DEEPEST
+    from nett.store.planning import WORTH, best_mode, sampled
+
+    if not piece.tensor:
+        return Mode.text(), None
+    raw = sampled(piece.read, piece.nbytes)
+    usable = [w for w in ((piece.width,) if piece.width else (2, 4, 1)) if piece.nbytes % w == 0] or [1]
+    width = usable[0] if len(usable) == 1 else 0
+    own, bits = best_mode(raw, width)
+    if piece.nbytes % own.width:
+        own = Mode(1, "plain")
+    if base is None or base.nbytes != piece.nbytes:
+        return own, None
+    held = library.opened(base.object)
+    if held.depth >= DEEPEST:
+        return own, None
+    ground = sampled(lambda at, count: library.read(base.object, at, count), base.nbytes)
+    mode, less = best_mode(raw, width, ground)
+    if mode.needs_base and less < WORTH * bits and piece.nbytes % mode.width == 0:
+        return mode, held
+    return own, None

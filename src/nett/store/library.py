@@ -1,0 +1,310 @@
+"""The store: a folder of objects and of models that are made of them.
+
+    STORE/nett.json            what makes it a store: format version; ``nett restore``, ``verify`` and ``load`` look here
+    STORE/objects/ab/<sha256>  tensors and rest, coded (:mod:`nett.store.objects`)
+    STORE/models/<name>.json   one model: its files as rows of segments; the moment that it appears, the model is there
+    STORE/log.jsonl            what was done, a line each
+    STORE/lock, tmp/, leases/, quarantine/
+
+Everything that is written is complete and synced before it gets its name, objects before the model that needs them,
+so a kill at any moment leaves a store in which every model is whole. There is one writer at a time, and readers
+need no lock: what they have open stays readable, and a lease keeps the rest from garbage collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+import nett
+from nett.core import receipt as receipts
+from nett.core.codec import BLOCK
+from nett.core.dtypes import Array
+from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
+from nett.store.objects import StoredObject, object_path, sync_folder
+
+FORMAT = 1
+_OPEN = 256  # objects that are held open
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """One segment of a file: bytes ``offset:offset + nbytes`` of an object; ``name`` and ``width`` of the tensor,
+    if it is one."""
+
+    object: str
+    nbytes: int
+    offset: int = 0
+    name: str | None = None
+    width: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a model; ``path`` is relative to the model's folder."""
+
+    path: str
+    nbytes: int
+    sha256: str
+    mode: int
+    mtime_ns: int
+    parts: tuple[Part, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Model:
+    """A model as the store knows it. ``single``: it was added as one file, not as a folder."""
+
+    name: str
+    added: str
+    source: str
+    single: bool
+    base: str | None
+    files: tuple[StoredFile, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.nbytes for f in self.files)
+
+    @property
+    def tensors(self) -> dict[str, Part]:
+        """The tensors by name; of equal names in several files, the first."""
+        found: dict[str, Part] = {}
+        for file in self.files:
+            for part in file.parts:
+                if part.name is not None:
+                    found.setdefault(part.name, part)
+        return found
+
+    @property
+    def objects(self) -> set[str]:
+        return {p.object for f in self.files for p in f.parts}
+
+    def as_bytes(self) -> bytes:
+        return (json.dumps({"nett": nett.__version__, **asdict(self)}, separators=(",", ":")) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Model:
+        files = tuple(StoredFile(**{**f, "parts": tuple(Part(**p) for p in f["parts"])}) for f in record["files"])
+        return cls(record["name"], record["added"], record["source"], record["single"], record["base"], files)
+
+
+@final
+class Library:
+    """An open store; see :meth:`open` and :meth:`create`. Reading is safe from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._open: dict[str, StoredObject] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, root: Path) -> Library:
+        """The store in a folder; Refused where there is none, or one of a newer format."""
+        found = receipts.read_receipt(root)
+        if found["room"] != "store" or "store_format" not in found:
+            raise Refused("is not a store", where=root, hint="Make one: nett store add MODEL --into STORE")
+        if found["store_format"] > FORMAT:
+            raise Refused(
+                f"is a store of format {found['store_format']}; this nett {nett.__version__} reads up to {FORMAT}",
+                where=root,
+            )
+        return cls(root)
+
+    @classmethod
+    def create(cls, root: Path) -> Library:
+        """The store in a folder, made there if the folder is empty or not there yet."""
+        if (root / receipts.NAME).is_file():
+            return cls.open(root)
+        if root.exists() and (not root.is_dir() or any(p.name not in _FURNITURE for p in root.iterdir())):
+            raise Refused("is not a store, and not an empty folder in which to make one", where=root)
+        try:
+            for name in ("objects", "models", "tmp", "leases"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            record = {
+                "nett": nett.__version__, "schema": receipts.SCHEMA, "room": "store", "method": "add",
+                "store_format": FORMAT, "inputs": [], "outputs": [], "edges": [], "checks": [],
+            }  # fmt: skip
+            write_whole(root / receipts.NAME, receipts.as_bytes(record), root / "tmp")
+        except OSError as error:
+            raise Refused(f"cannot be written: {error.strerror}", where=root) from error
+        return cls(root)
+
+    # -- models -------------------------------------------------------------------------------------------------
+
+    def _file(self, name: str) -> Path:
+        return self.root / "models" / f"{name}.json"
+
+    def names(self) -> list[str]:
+        models = self.root / "models"
+        return sorted(str(f.relative_to(models))[: -len(".json")] for f in models.rglob("*.json"))
+
+    def model(self, name: str) -> Model:
+        """Refused, with the nearest names, where the store has no such model."""
+        file = self._file(checked_name(name))
+        try:
+            return Model.from_json(json.loads(file.read_bytes()))
+        except FileNotFoundError:
+            raise Refused(
+                f"holds no model {name!r}.{did_you_mean(name, self.names())}", where=self.root, hint="nett store ls"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ProofFailed(f"is not readable: {error}", where=file) from error
+
+    def models(self) -> Iterator[Model]:
+        for name in self.names():
+            yield self.model(name)
+
+    def put(self, model: Model) -> None:
+        """The moment at which a model is in the store. All its objects are there by now."""
+        write_whole(self._file(model.name), model.as_bytes(), self.root / "tmp")
+        self.log("add", model=model.name, bytes=model.nbytes, base=model.base)
+
+    def drop(self, name: str) -> None:
+        """Take a model out; its objects stay until they are collected."""
+        model = self.model(name)
+        self._file(name).unlink()
+        sync_folder(self._file(name).parent)
+        self.log("remove", model=name, bytes=model.nbytes)
+
+    def log(self, what: str, **more: Any) -> None:
+        """A line of the log; best effort, since nothing depends on it."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "what": what, **more}) + "\n")
+
+    # -- objects ------------------------------------------------------------------------------------------------
+
+    def has(self, digest: str) -> bool:
+        return object_path(self.root, digest).is_file()
+
+    def opened(self, digest: str) -> StoredObject:
+        with self._lock:
+            found = self._open.get(digest)
+            if found is None:
+                if len(self._open) >= _OPEN:  # those that readers are at stay alive through their references
+                    self._open.pop(next(iter(self._open)))
+                found = self._open[digest] = StoredObject(self.root, digest)
+            return found
+
+    def block(self, digest: str, index: int) -> Array:
+        """Block ``index`` of an object, decoded, with all the bases that it rests on."""
+        chain = [self.opened(digest)]
+        while chain[-1].mode.needs_base:
+            chain.append(self.opened(str(chain[-1].base)))
+            if chain[-1].nbytes != chain[0].nbytes:
+                raise ProofFailed("rests on a base of another size", where=chain[0].path)
+        count = min(BLOCK, chain[0].nbytes - index * BLOCK)
+        base: Array | None = None
+        for stored in reversed(chain):
+            out = np.empty(count, np.uint8)
+            stored.decode(index, base, out)
+            base = out
+        assert base is not None
+        return base
+
+    def read(self, digest: str, offset: int, count: int) -> Array:
+        """Bytes ``offset:offset + count`` of what an object holds."""
+        out = np.empty(count, np.uint8)
+        done = 0
+        while done < count:
+            index, inside = divmod(offset + done, BLOCK)
+            piece = self.block(digest, index)[inside : inside + count - done]
+            out[done : done + piece.size] = piece
+            done += piece.size
+        return out
+
+    def close(self) -> None:
+        for stored in self._open.values():
+            stored.close()
+        self._open.clear()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- locks --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """The one writer; Refused where there is another. The kernel lets go of the lock when the process dies."""
+        try:
+            fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Refused(f"cannot be written: {error.strerror}", where=self.root) from error
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise Refused("another nett is writing to this store right now", where=self.root) from error
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def leased(self, model: Model) -> Iterator[None]:
+        """While this lasts, garbage collection leaves the model's objects alone, even if the model is removed."""
+        lease = self.root / "leases" / uuid.uuid4().hex
+        try:
+            fd = os.open(lease, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError:  # a store that may only be read is not collected by anyone who may not write
+            yield
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            os.write(fd, "\n".join(sorted(model.objects)).encode())
+            yield
+        finally:
+            lease.unlink(missing_ok=True)
+            os.close(fd)
+
+
+_FURNITURE = ("objects", "models", "tmp", "leases", "lock", "log.jsonl", "quarantine", "unneeded")
+
+
+def only_store(assets: Sequence[str], name: str) -> Path:
+    """The one store that a command was given."""
+    if len(assets) != 1:
+        raise UsageError(
+            f"takes one store, but {len(assets)} were given", where=f"store/{name}", hint=f"nett store {name} STORE"
+        )
+    return Path(assets[0])
+
+
+def checked_name(name: str) -> str:
+    """A model's name as a path below ``models``: no absolute path, no ``..``, nothing hidden."""
+    if not re.fullmatch(r"[\w@=+,.~ -]+(/[\w@=+,.~ -]+)*", name) or any(p.startswith(".") for p in name.split("/")):
+        raise Refused(f"{name!r} cannot name a model", hint="Letters, digits, - _ . and / between parts: --name NAME")
+    return name
+
+
+def write_whole(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a small file so that it appears whole, and survives a power cut."""
+    temporary = scratch / uuid.uuid4().hex
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""A model of a store as a checkpoint: every command and ``nett.load`` read it where it lies, block by block."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.checkpoint import Checkpoint, TensorInfo, safetensors
+from nett.core.dtypes import Array
+from nett.core.errors import Refused
+from nett.store.library import Library, Model, Part, StoredFile
+
+
+@final
+class StoredCheckpoint(Checkpoint):
+    """The safetensors files of a stored model. Closing it closes the store."""
+
+    format = "safetensors"
+
+    def __init__(self, library: Library, model: Model, files: Sequence[StoredFile]) -> None:
+        self.path, self.library, self.model = library.root / model.name, library, model
+        self.files: tuple[Path, ...] = ()  # nothing that could be hashed lies there plainly
+        self.tensors: dict[str, TensorInfo] = {}
+        self._parts: dict[str, list[tuple[int, Part]]] = {}
+        for file in files:
+            for info in _infos(library, file):
+                self.tensors[info.name] = replace(info, file=None, offset=-1)
+                self._parts[info.name] = _within(file, info.offset, info.nbytes)
+
+    @property
+    def name(self) -> str:
+        return self.model.name.rpartition("/")[2]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        info = self.tensors[name]
+        width = info.dtype.bytes
+        begin, end = start * width, (info.size if stop is None else stop) * width
+        out = np.empty(end - begin, np.uint8)
+        at = 0  # of the tensor's bytes
+        for offset, part in self._parts[name]:
+            first, last = max(begin, at), min(end, at + part.nbytes)
+            if first < last:
+                out[first - begin : last - begin] = self.library.read(part.object, offset + first - at, last - first)
+            at += part.nbytes
+        return out.view(info.dtype.raw)
+
+    def config(self) -> dict[str, Any] | None:
+        content = self.side_file("config.json")
+        try:
+            loaded = json.loads(content) if content is not None else None
+        except ValueError as error:
+            raise Refused(f"config.json is not readable as JSON: {error}", where=self.path) from error
+        return loaded if isinstance(loaded, dict) else None
+
+    def side_file(self, name: str) -> bytes | None:
+        """A file of the model that holds no weights, or None."""
+        file = next((f for f in self.model.files if f.path == name), None)
+        return None if file is None else _bytes(self.library, file, 0, file.nbytes)
+
+    def close(self) -> None:
+        self.library.close()
+
+
+def open_stored(root: Path, name: str) -> StoredCheckpoint:
+    """The model ``name`` of the store ``root``. Refused where it has no safetensors files."""
+    library = Library.open(root)
+    try:
+        model = library.model(name)
+        files = [f for f in model.files if f.path.endswith(".safetensors")]
+        if not files:
+            raise Refused(
+                "holds no safetensors files, the only ones that are read from a store without restoring them",
+                where=root / name,
+                hint=f"nett restore {root / name} --out DIR",
+            )
+        return StoredCheckpoint(library, model, files)
+    except BaseException:
+        library.close()
+        raise
+
+
+def _infos(library: Library, file: StoredFile) -> list[TensorInfo]:
+    """The tensors of a stored safetensors file, from its header, which is checked as that of any file."""
+    length = int.from_bytes(_bytes(library, file, 0, min(8, file.nbytes)), "little")
+    if file.nbytes < 8 or 8 + length > file.nbytes:
+        raise Refused(f"{file.path} is not a safetensors file", where=library.root)
+    with tempfile.TemporaryDirectory(prefix="nett-") as folder:
+        beside = Path(folder) / "header.safetensors"
+        beside.write_bytes(_bytes(library, file, 0, 8 + length))
+        os.truncate(beside, file.nbytes)  # sparse: a header is judged by the size of its file
+        tensors, _ = safetensors.read_header(beside)
+    return list(tensors.values())
+
+
+def _within(file: StoredFile, offset: int, nbytes: int) -> list[tuple[int, Part]]:
+    """The parts of a file that hold ``offset:offset + nbytes``, each cut to that: (offset in its object, part)."""
+    found, at = [], 0
+    for part in file.parts:
+        first, last = max(offset, at), min(offset + nbytes, at + part.nbytes)
+        if first < last:
+            found.append((part.offset + first - at, replace(part, nbytes=last - first)))
+        at += part.nbytes
+    return found
+
+
+def _bytes(library: Library, file: StoredFile, offset: int, nbytes: int) -> bytes:
+    pieces = [library.read(part.object, at, part.nbytes) for at, part in _within(file, offset, nbytes)]
+    return b"".join(p.tobytes() for p in pieces)
