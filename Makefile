@@ -12,7 +12,7 @@ test: .venv/.dev
 	$(BIN)/python -m pytest -n 2
 
 demo: .venv/.demo
-	$(BIN)/python demo/run.py
+	$(BIN)/python -m demo.run
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

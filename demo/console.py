@@ -8,15 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-QUIET_SECONDS = 8.0  # after so long without a line, say what is being waited for
+QUIET_SECONDS = 4.0  # after so long without a line, say what is being waited for
+MOST_LINES = 14  # shown of what a command prints; the report has more
 QUIET = {
     "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "passive",  # threads of torch that wait do not take the cores of those that work
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",
@@ -48,6 +50,7 @@ class Console:
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # where commands run, and what shown paths are relative to
         self.ran: list[Ran] = []
+        self._steps = 0
         self._began = self._last = time.monotonic()
 
     @property
@@ -62,7 +65,9 @@ class Console:
 
     def step(self, title: str) -> None:
         """The heading of a step, with the time since the start."""
-        self.say(f"\n=== {title}  [{self.elapsed:.0f} s]")
+        self._steps += 1
+        head = f"== {self._steps}. {title} "
+        self.say(f"\n{head:=<88} {self.elapsed:4.0f} s")
 
     def shown(self, path: Path) -> str:
         """A path as a user in the folder would type it."""
@@ -70,20 +75,25 @@ class Console:
         return str(full.relative_to(self.folder)) if full.is_relative_to(self.folder) else str(full)
 
     @contextmanager
-    def busy(self, doing: str) -> Iterator[None]:
-        """While inside, a line at least every ten seconds, also where the work itself says nothing."""
+    def busy(self, doing: str) -> Iterator[Callable[[str], None]]:
+        """While inside, a line at least every five seconds, also where the work itself says nothing. Gives a
+        function that takes how far the work is, for the next such line."""
         over = threading.Event()
         began = time.monotonic()
+        told = [doing]
 
         def watch() -> None:
             while not over.wait(0.5):
                 if time.monotonic() - self._last >= QUIET_SECONDS:
-                    self.say(f"  ... {doing}, {time.monotonic() - began:.0f} s so far")
+                    self.say(f"  … {told[0]} ({time.monotonic() - began:.0f} s)")
+
+        def note(far: str) -> None:
+            told[0] = f"{doing}: {far}"
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            yield
+            yield note
         finally:
             over.set()
             watcher.join()
@@ -102,7 +112,7 @@ class Console:
         began = time.monotonic()
         lines = []
         with (
-            self.busy(shown.split()[1]),
+            self.busy(" ".join(shown.split()[:2])),
             subprocess.Popen(
                 words,
                 cwd=self.folder,
@@ -117,6 +127,11 @@ class Console:
             assert child.stdout is not None
             for line in child.stdout:
                 lines.append(line.rstrip("\n"))
+                if len(lines) < MOST_LINES:
+                    self.say(f"  {lines[-1]}")
+            if len(lines) > MOST_LINES:
+                self.say(f"  … {len(lines) - MOST_LINES:,} more lines")
+            if len(lines) >= MOST_LINES:
                 self.say(f"  {lines[-1]}")
         return Ran(shown, child.returncode, time.monotonic() - began, tuple(lines))
 

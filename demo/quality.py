@@ -7,12 +7,13 @@ over tokens of KL(reference || model) = sum_v p_ref(v) (log p_ref(v) - log p(v))
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
+from demo.console import DemoFailed
 from nett.core.dtypes import Array
 
 
@@ -51,18 +52,12 @@ def kept(base: Measured, tuned: Measured, model: Measured) -> float:
     return float(base.loss.mean() - model.loss.mean()) / gain if gain else math.nan
 
 
-def log_probabilities(model: Any, ids: Any, *, batch: int = 4, tick: Callable[[int], None] | None = None) -> Any:
+def log_probabilities(model: Any, ids: Any) -> Any:
     """Log-probabilities of every next token: ids (passages, length) to (passages, length - 1, vocabulary)."""
     import torch
 
-    model.eval()
-    parts = []
     with torch.inference_mode():
-        for some in ids.split(batch):
-            parts.append(torch.log_softmax(model(some, use_cache=False).logits[:, :-1].float(), dim=-1))
-            if tick is not None:
-                tick(len(some))
-    return torch.cat(parts)
+        return torch.log_softmax(model(ids, use_cache=False).logits[:, :-1].float(), dim=-1)
 
 
 def measure(found: Any, ids: Any, reference: Any) -> Measured:
@@ -75,16 +70,48 @@ def measure(found: Any, ids: Any, reference: Any) -> Measured:
     return Measured(np.array(loss), np.array(divergence))
 
 
-def table(figures: dict[tuple[str, str], Measured], models: Sequence[str], texts: Sequence[str]) -> list[list[Any]]:
-    """A row a model: for each text the perplexity and the KL, each with its standard error."""
-    rows: list[list[Any]] = []
+def measure_model(
+    model: Any, ids: Any, reference: list[Any], *, batch: int = 4, tick: Callable[[int], None] = lambda _: None
+) -> Measured:
+    """Loss and KL of a model, batch by batch. ``reference`` holds the log-probabilities that KL is taken to, one
+    entry a batch; where it is empty the model is its own reference, and fills it."""
+    model.eval()
+    own = not reference
+    parts = []
+    for at, some in enumerate(ids.split(batch)):
+        found = log_probabilities(model, some)
+        if own:
+            reference.append(found)
+        parts.append(measure(found, some, reference[at]))
+        tick(len(some))
+    return Measured(np.concatenate([p.loss for p in parts]), np.concatenate([p.kl for p in parts]))
+
+
+def gain(name: str, base: Measured, tuned: Measured) -> str:
+    """What a fine-tune gained on its own text, in words; DemoFailed where its perplexity there is not the lower."""
+    better, error = paired(base, tuned)
+    told = (
+        f"perplexity on held-out {name} {base.perplexity:.2f} before, {tuned.perplexity:.2f} after the fine-tune on "
+        f"{name}; loss lower by {better:.3f} ± {error:.3f} nats a token"
+    )
+    if not tuned.perplexity < base.perplexity:  # so that NaN fails too
+        raise DemoFailed(f"{told}; a lower perplexity was expected")
+    return told
+
+
+def table(
+    figures: Mapping[tuple[str, str], Measured], models: Sequence[str], texts: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a row a model: for each text the perplexity and the KL, each with its standard error."""
+    headers = ["model", *(f"perplexity, {t}" for t in texts), *(f"KL, {t}" for t in texts)]
+    rows = []
     for model in models:
-        row: list[Any] = [model]
-        for text in texts:
-            m = figures[model, text]
-            row += [
-                f"{m.perplexity:.2f} ± {m.perplexity_error:.2f}",
-                f"{m.kl.mean():.4f} ± {standard_error(m.kl):.4f}",
+        found = [figures[model, text] for text in texts]
+        rows.append(
+            [
+                model,
+                *(f"{m.perplexity:.2f} ± {m.perplexity_error:.2f}" for m in found),
+                *(f"{m.kl.mean():.4f} ± {standard_error(m.kl):.4f}" for m in found),
             ]
-        rows.append(row)
-    return rows
+        )
+    return headers, rows
