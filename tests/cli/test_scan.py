@@ -9,6 +9,7 @@ import pytest
 
 from nett.core.cards import all_cards
 from nett.scan import engine
+from nett.scan.page import alike
 from support.cli import nett, nett_process
 from support.scanning import model, tuned, write
 
@@ -27,14 +28,28 @@ def test_table_json_and_page_say_the_same(paths: list[str], tmp_path: Path) -> N
     assert record["edges"] == [e.as_json() for e in found.edges] and record["edges"]
     lines = said.out.splitlines()
     assert lines[0].startswith(f"{found.nbytes:,} bytes in 3 checkpoints; {found.lossless:,} can be freed without loss")
-    rows = [line.split() for line in lines[2 : 2 + len(found.edges)]]
-    assert [row[0] for row in rows] == [f"{e.bytes_freed:,}" for e in found.edges]
-    assert [row[3] for row in rows] == [e.kind for e in found.edges]
+    groups = alike(found.edges)
+    rows = [line.split() for line in lines[2 : 2 + len(groups)]]
+    assert [row[0] for row in rows] == [f"{e.bytes_freed * n:,}" for e, _, n in groups]
+    assert [row[3] for row in rows] == [e.kind for e, *_ in groups]
+    assert sum(int(row[0].replace(",", "")) for row in rows) == sum(e.bytes_freed for e in found.edges)
     page = (tmp_path / "s.html").read_text()
     for edge in found.edges:
         assert f"{edge.bytes_freed:,}" in page and edge.kind.replace("_", " ") in page
     for command in {e.command for e in found.edges if e.command}:
         assert command in page and command in said.out
+
+
+def test_findings_that_differ_only_in_their_layer_are_one_row(tmp_path: Path) -> None:
+    values = model()["lm_head.weight"]
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(4)]
+    path = write(tmp_path / "m", dict.fromkeys(names, values) | {"other.weight": values})
+    said = nett("scan", path, "--only", "duplicate_tensors").succeeded().out.splitlines()
+    freed = engine.run([path], only=["duplicate_tensors"]).edges[0].bytes_freed
+    rows = {row.split()[4]: row for row in said[2:4]}
+    whole = rows["m::model.layers.*.mlp.up_proj.weight"]
+    assert whole.split()[0] == f"{3 * freed:,}" and whole.endswith("(3 layers)")
+    assert rows["m::other.weight"].split()[0] == f"{freed:,}"
 
 
 def test_more_findings_than_a_screen_holds(tmp_path: Path) -> None:

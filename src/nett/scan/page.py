@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nett.core.edge import Edge
+from nett.core.layers import layer_of
 from nett.core.report import Code, Page, add_edges
 
 if TYPE_CHECKING:
@@ -18,6 +20,31 @@ _STRIPS = 4
 def commands(scan: Scan) -> list[str]:
     """The commands of all findings, each once, in the order of the findings."""
     return list(dict.fromkeys(e.command for e in scan.edges if e.command))
+
+
+def alike(edges: Sequence[Edge]) -> list[tuple[Edge, str, int]]:
+    """Findings that differ only in the number of the layer, as one: (the first of them, their target with ``*`` for
+    the number, how many they are); most bytes first."""
+    groups: dict[tuple[object, ...], list[Edge]] = {}
+    for edge in edges:
+        key = (
+            edge.kind,
+            edge.method,
+            edge.guarantee,
+            edge.bytes_freed,
+            edge.error,
+            edge.command,
+            _any_layer(edge.target),
+        )
+        groups.setdefault(key, []).append(edge)
+    rows = [(g[0], _any_layer(g[0].target) if len(g) > 1 else g[0].target, len(g)) for g in groups.values()]
+    return sorted(rows, key=lambda row: -row[0].bytes_freed * row[2])
+
+
+def _any_layer(target: str) -> str:
+    asset, mark, name = target.partition("::")
+    found = layer_of(name)
+    return ".".join(p for p in (f"{asset}::{found.stack}", "*", found.role) if p) if mark and found else target
 
 
 def by_checkpoint(scan: Scan) -> dict[str, tuple[list[str], list[list[Any]]]]:

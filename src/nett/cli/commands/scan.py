@@ -93,22 +93,25 @@ def _scan(
 def _show(found: Scan) -> None:
     """The findings in columns, their commands once below, then the figures of each checkpoint."""
     from nett.cli.text import columns, common_folder, figure
-    from nett.scan.page import by_checkpoint, commands
+    from nett.scan.page import alike, by_checkpoint, commands
 
-    known, first = commands(found), found.edges[:SHOWN]
-    folder = common_folder([e.target.partition("::")[0] for e in first])
+    known, groups = commands(found), alike(found.edges)
+    first = groups[:SHOWN]
+    folder = common_folder([e.target.partition("::")[0] for e, *_ in first])
     rows = [
-        (f"{e.bytes_freed:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
-         e.kind, e.target.removeprefix(folder), f"[{known.index(e.command) + 1}]" if e.command else "")
-        for e in first
+        (f"{e.bytes_freed * n:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
+         e.kind, target.removeprefix(folder) + (f"  ({n} layers)" if n > 1 else ""),
+         f"[{known.index(e.command) + 1}]" if e.command else "")
+        for e, target, n in first
     ]  # fmt: skip
     if rows:
         headers = ("bytes", "guarantee", "error", "finding", f"target in {folder}" if folder else "target", "")
         click.echo("\n".join(columns(headers, rows, right=("bytes", "error"))))
     else:
         click.echo("Nothing redundant was found.")
-    if len(found.edges) > SHOWN:
-        click.echo(f"… and {len(found.edges) - SHOWN} more; --json FILE has all")
+    if len(groups) > SHOWN:
+        rest = sum(n for _, _, n in groups[SHOWN:])
+        click.echo(f"… and {rest} more; --json FILE has all")
     for number, text in enumerate(known, start=1):
         if any(row[-1] == f"[{number}]" for row in rows):
             click.echo(f"[{number}] {text}")
