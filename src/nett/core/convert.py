@@ -214,7 +214,7 @@ def _receipt(
     inputs = [receipts.input_record(job.source, "model", hashes)]
     ground: Checkpoint | None = getattr(job.source, "base", None)
     if ground is not None:
-        inputs[0] |= {"base": str(ground.path.resolve())}
+        inputs[0] |= {"base": ground.reference}
     size, seconds = sum(o["bytes"] for o in outputs), round(time.monotonic() - began, 3)
     sources = tuple(str(i[k]) for i in inputs for k in ("base", "path") if k in i)
     command = f"nett convert {shlex.quote('+'.join(sources))} {shlex.quote(str(out))}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from nett.core.errors import ProofFailed, UsageError
 from nett.core.progress import report
 from nett.core.registry import Between, Card
 from nett.core.runner import Pool, thread_count
-from nett.core.sidefiles import side_files, with_dtype
+from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.merge.job import CHUNK, Job, labels_of, plan_tensors
@@ -239,26 +238,20 @@ def _write(job: Job, files: Sequence[Any], staging: Staging, threads: int) -> tu
         written = sink.finish()
         staging.record(task=position, files=sink.sync(), figures=vars(figures))
         for name, content in sink.indexes().items():
-            staging.write_file(name, content)
-            written.append({"path": name, "bytes": len(content), "sha256": _sha256(content)})
+            written.append(staging.add_file(name, content))
         return written, figures
     finally:
         sink.close()
         pool.close()
 
 
-def _sha256(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
-
-
 def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
     """Config and tokenizer of the donor; for outputs that hold several tasks, what each task has of its own."""
     if job.donor.config() is None:
         return []
-    common = side_files(job.donor.folder)
-    common.setdefault("config.json", (json.dumps(job.donor.config(), indent=2) + "\n").encode())
+    common, notes = model_files(job.donor)
+    for note in notes:
+        report.say(note)
     found: dict[str, bytes] = {}
     if any(o.name == "model" for o in outputs_of(job.card)):
         types = {t.dtype for t in job.tasks if not t.copied}
@@ -270,14 +263,10 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
     else:
         for label, model in zip(job.labels, job.tuned, strict=True):
             if model.config() is not None:
-                for name, content in side_files(model.folder).items():
+                for name, content in model_files(model)[0].items():
                     if common.get(name) != content:
                         found[f"tasks/{label}/{name}"] = content
-    records = []
-    for name, content in found.items():
-        staging.write_file(name, content)
-        records.append({"path": name, "bytes": len(content), "sha256": _sha256(content)})
-    return records
+    return [staging.add_file(name, content) for name, content in found.items()]
 
 
 def _receipt(

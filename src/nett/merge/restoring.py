@@ -22,7 +22,7 @@ from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
 from nett.core.progress import report
 from nett.core.registry import Card
 from nett.core.runner import Pool, thread_count
-from nett.core.sidefiles import side_files
+from nett.core.sidefiles import model_files, side_files
 from nett.core.sink import Sink, stem_of
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.merge.job import CHUNK
@@ -236,7 +236,7 @@ def _input(
 
 def _side_files(folder: Path, base: Checkpoint, task: str) -> dict[str, bytes]:
     """The base's config and tokenizer, over them what the task had of its own."""
-    found = side_files(base.folder) if base.config() is not None else {}
+    found = model_files(base)[0]
     own = folder / "tasks" / task
     return found | (side_files(own) if own.is_dir() else {})
 

@@ -91,6 +91,10 @@ class AdapterCheckpoint(Checkpoint):
         return self._weights.read(self._whole[name], start, stop)
 
     @property
+    def reference(self) -> str:
+        return f"{self.base.reference}+{self.path.resolve()}"
+
+    @property
     def folder(self) -> Path:
         """The base's: its config, and its tokenizer unless the adapter folder has one of its own."""
         return self.base.folder

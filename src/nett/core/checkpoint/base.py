@@ -69,6 +69,11 @@ class Checkpoint(ABC):
         return self.path.name if self.path.is_dir() else self.path.stem
 
     @property
+    def reference(self) -> str:
+        """What opens it again from anywhere."""
+        return str(self.path.resolve())
+
+    @property
     def folder(self) -> Path:
         """Where config and tokenizer files lie."""
         return self.path if self.path.is_dir() else self.path.parent

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, final
 
@@ -40,7 +40,16 @@ _OTHER = {
     "target_parameters": "LoRA on parameters of experts (target_parameters)",
     "trainable_token_indices": "trainable tokens (trainable_token_indices)",
 }
-_HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "lora")  # others also change the base's own weights
+_HARMLESS_STARTS = ("gaussian", "eva", "orthogonal")  # others also change the base's own weights
+# Options that say how it was made or where it goes, which its keys and shapes say too; or that are minded elsewhere.
+_MINDED = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core",
+    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+_MOST_REPEATS = 3  # in a pattern: matching takes a time that is a power of this, and the patterns are anyone's
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -59,6 +68,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     for option, what in _OTHER.items():
         if config.get(option):
             raise Refused(f"uses {what}; nett applies plain LoRA", where=file, hint=_MERGE)
+    for option, value in config.items():
+        if value and option not in _MINDED:
+            raise Refused(
+                f"sets the option {option!r}, which nett does not know",
+                where=file,
+                hint=f"{_MERGE} If it does not change what the adapter computes, take it out of {CONFIG}.",
+            )
+    for option, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
+        if config.get(option) and not isinstance(config[option], kind):
+            raise Refused(f"{option} is {config[option]!r}, expected a {kind.__name__}", where=file)
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in _HARMLESS_STARTS:
         raise Refused(
@@ -118,20 +137,22 @@ def sort_keys(file: Path, keys: Sequence[str]) -> tuple[dict[str, LowRank], dict
 
 def scaling_of(config: Mapping[str, Any], module: str, where: Path) -> tuple[int, float]:
     """Rank and scaling of a module: alpha / r, or alpha / sqrt(r) where rank-stabilised; patterns as in PEFT."""
-    rank = _by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    rank = _by_pattern(config.get("rank_pattern"), module, config.get("r", 8), where)
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8), where)
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not isfinite(alpha):
         raise Refused(f"gives {module!r} the rank {rank!r} and lora_alpha {alpha!r}", where=where)
     return rank, alpha / (sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any, where: Path) -> Any:
     for pattern, value in (patterns or {}).items():
+        if len(re.findall(r"[*+{]", pattern)) > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+            raise Refused(f"the pattern {pattern!r} repeats too much to be tried in bounded time", where=where)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error:
-            continue
+        except (re.error, RecursionError, OverflowError) as error:
+            raise Refused(f"the pattern {pattern!r} is no regular expression: {error}", where=where) from error
     return default
 
 

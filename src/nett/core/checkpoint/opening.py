@@ -27,9 +27,9 @@ def open_checkpoint(reference: str | Path, *, base: str | Path | None = None) ->
 def _open(reference: str | Path, base: str | Path | None) -> Checkpoint:
     path = Path(reference)
     if not path.exists():
-        left, plus, right = str(reference).partition("+")
-        if plus and Path(left).exists() and Path(right).exists():
-            return open_checkpoint(right, base=left)
+        parts = split_reference(str(reference))
+        if parts is not None:
+            return open_checkpoint(parts[1], base=parts[0])
         return _open_inside(path)
     if path.is_dir():
         return _open_folder(path, base)
@@ -48,6 +48,16 @@ def _open(reference: str | Path, base: str | Path | None) -> Checkpoint:
         where=path,
         hint=f"It reads .safetensors, .gguf, {', '.join(PICKLES)}, Hugging Face folders and PEFT adapter folders.",
     )
+
+
+def split_reference(reference: str) -> tuple[str, str] | None:
+    """``BASE+ADAPTER`` at the last plus that makes sense: BASE may be such a pair itself, names may have a plus."""
+    for at in range(len(reference) - 1, 0, -1):
+        base, adapter = reference[:at], reference[at + 1 :]
+        if reference[at] == "+" and adapter and Path(adapter).exists():
+            if Path(base).exists() or split_reference(base) is not None:
+                return base, adapter
+    return None
 
 
 def _open_folder(path: Path, base: str | Path | None) -> Checkpoint:
