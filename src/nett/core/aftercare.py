@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nett.core.checkpoint import Checkpoint, open_checkpoint
+from nett.core.checkpoint.json_text import text_part
 from nett.core.match import layer_number
 
 Check = dict[str, Any]
@@ -23,7 +24,7 @@ def check_config(checkpoint: Checkpoint) -> list[Check]:
     config = checkpoint.config()
     if config is None:
         return []
-    text = config.get("text_config", config)
+    text = text_part(config)
     checks = []
     embedding = next((t for n, t in checkpoint.tensors.items() if n.endswith("embed_tokens.weight")), None)
     if embedding is not None and len(embedding.shape) == 2:
@@ -64,9 +65,9 @@ def tokenizer_size(folder: Path) -> int | None:
         vocab = content["model"]["vocab"]
         ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
         ids += [t["id"] for t in content.get("added_tokens", [])]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return max(ids) + 1 if ids else None
+    return max(ids) + 1 if ids and all(type(i) is int for i in ids) else None
 
 
 def speak(

@@ -14,6 +14,7 @@ import numpy as np
 from nett.core.checkpoint import lora
 from nett.core.checkpoint.adapter_plan import AdapterPlan
 from nett.core.checkpoint.base import Checkpoint, TensorInfo
+from nett.core.checkpoint.json_text import text_part
 from nett.core.dtypes import Array, encode
 from nett.core.errors import Refused
 
@@ -105,9 +106,9 @@ class AdapterCheckpoint(Checkpoint):
         changes = self._plan.config_changes
         if config is None or not changes:
             return config
-        inner = {k: v for k, v in changes.items() if k in config.get("text_config", {})}
-        if inner:
-            config["text_config"] = config["text_config"] | inner
+        text = text_part(config)
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = text | {k: v for k, v in changes.items() if k in text}
         return config | changes
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from nett.core.checkpoint import lora
 from nett.core.checkpoint.base import Checkpoint
+from nett.core.checkpoint.json_text import text_part
 from nett.core.errors import Refused
 
 
@@ -124,11 +125,11 @@ class AdapterPlan:
 
     def _is_tied(self) -> bool:
         config = self.base.config() or {}
-        return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings")))
+        return bool(config.get("tie_word_embeddings", text_part(config).get("tie_word_embeddings")))
 
     def _vocabulary(self) -> int:
         config = self.base.config() or {}
-        size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+        size = config.get("vocab_size", text_part(config).get("vocab_size"))
         return size if isinstance(size, int) else -1
 
     def _mind_tying(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
+from nett.core.checkpoint.json_text import read_json_object
 from nett.core.dtypes import Array, Dtype, decode
-from nett.core.errors import Refused
 
 
 @final
@@ -91,13 +90,7 @@ class Checkpoint(ABC):
         file = self.path / "config.json"
         if not self.path.is_dir() or not file.is_file():
             return None
-        try:
-            loaded = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise Refused(f"not readable as JSON: {error}", where=file) from error
-        if not isinstance(loaded, dict):
-            raise Refused("expected a JSON object", where=file)
-        return loaded
+        return read_json_object(file)
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -165,7 +165,8 @@ class GgufCheckpoint(Checkpoint):
             end = min(at + _PIECE, -(-stop // layout.block) * layout.block)
             first, count = at // layout.block, (end - at) // layout.block
             packed = self._reader.read(layout.offset + first * layout.block_bytes, count * layout.block_bytes, "u1")
-            values = dequantize(packed.reshape(1, -1), layout.type).reshape(-1)
+            with np.errstate(all="ignore"):  # NaN and infinite scales: whoever reads the values reports them
+                values = dequantize(packed.reshape(1, -1), layout.type).reshape(-1)
             low, high = max(at, start), min(end, stop)
             out[low - start : high - start] = values[low - at : high - at]
             at = end

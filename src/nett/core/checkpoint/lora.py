@@ -6,7 +6,6 @@ is PEFT's; what cannot be added to weights, or needs more than the folder to kno
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, final
 
 import numpy as np
 
+from nett.core.checkpoint.json_text import read_json_object
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
 from nett.core.jit import jit
@@ -55,12 +55,7 @@ _MOST_REPEATS = 3  # in a pattern: matching takes a time that is a power of this
 def read_config(folder: Path) -> dict[str, Any]:
     """``adapter_config.json``, refused unless it describes a LoRA that can be added to weights."""
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refused(f"not readable as JSON: {error}", where=file) from error
-    if not isinstance(config, dict):
-        raise Refused("expected a JSON object", where=file)
+    config = read_json_object(file)
     if config.get("peft_type") != "LORA":
         raise Refused(
             f"is an adapter of the PEFT type {config.get('peft_type')!r}; nett applies those of type 'LORA'", where=file

@@ -108,7 +108,7 @@ def _tensors_of(file: Path) -> dict[str, Any]:
         content = content if inner is None else inner
     if not isinstance(content, Mapping):
         raise Refused(f"holds a {type(content).__name__}, expected a dictionary of tensors", where=file)
-    found = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    found = {name: value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not found:
         keys = ", ".join(repr(k) for k in list(content)[:5]) or "nothing"
         raise Refused(f"holds no tensors (its keys: {keys})", where=file)
@@ -132,11 +132,12 @@ def _load(file: Path) -> Any:
     try:
         with file.open("rb") as opened:
             zipped = opened.read(4) == b"PK\x03\x04"  # older files are bare pickles and cannot be mapped
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror or error}", where=file) from error
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own about its old storages
             return torch.load(file, weights_only=True, mmap=zipped, map_location="cpu")
-    except OSError as error:
-        raise Refused(f"cannot be read: {error.strerror or error}", where=file) from error
     except Exception as error:
         # Whatever a broken or hostile pickle makes torch raise: the file is not loaded.
         raise _refusal(file, str(error)) from error

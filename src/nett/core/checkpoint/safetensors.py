@@ -6,7 +6,6 @@ library, because the library hands out whole tensors and we stream ranges of bfl
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,20 +13,13 @@ from typing import Any, final
 
 from nett.core.checkpoint.base import Checkpoint, TensorInfo
 from nett.core.checkpoint.files import FileReader
+from nett.core.checkpoint.json_text import json_object, read_json_object
 from nett.core.dtypes import DTYPES, Array
 from nett.core.errors import Refused
 
 MAX_HEADER = 100_000_000  # the library's own limit
+_MOST = 1 << 48  # elements in one dimension: beside a 0, a lie would cost no bytes
 INDEX = "model.safetensors.index.json"
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -48,12 +40,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             blob = file.read(length)
     except OSError as error:
         raise Refused(f"cannot be read: {error.strerror}", where=path) from error
-    try:
-        header = json.loads(blob.decode("utf-8"), object_pairs_hook=_unique_pairs)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"its header is not valid JSON: {error}", where=path) from error
-    if not isinstance(header, dict):
-        raise Refused("its header is not a JSON object", where=path)
+    header = json_object(blob, path, "its header")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise Refused("its __metadata__ is not an object of strings", where=path)
@@ -86,6 +73,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
         raise wrong(
             f"shape {shape} of {dtype.name} needs {info.size * dtype.bytes} bytes, the header gives {end - begin}"
         )
+    if any(n >= _MOST for n in shape):
+        raise wrong(f"shape {shape} is larger than any memory")
     return info
 
 
@@ -102,14 +91,11 @@ def _no_holes(path: Path, tensors: Iterable[TensorInfo], start: int, size: int) 
 
 def shards_of(index: Path) -> dict[str, list[str]]:
     """Shard file name -> the tensors that the index puts there. Names that leave the folder are refused."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_unique_pairs)
-        weight_map = content["weight_map"]
-        items = list(weight_map.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"is not a checkpoint index with a 'weight_map' object: {error}", where=index) from error
+    weight_map = read_json_object(index, "the index, which should hold a 'weight_map',").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise Refused("is not a checkpoint index: it has no 'weight_map' object", where=index)
     shards: dict[str, list[str]] = {}
-    for name, shard in items:
+    for name, shard in weight_map.items():
         if not isinstance(shard, str) or shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
             raise Refused(
                 f"tensor {name!r} is said to lie in {shard!r}, which is not a plain file name in this folder",
