@@ -15,7 +15,7 @@ from nett.core import sweep
 from nett.core.dtypes import DTYPES
 from nett.scan.narrower_dtype import fits, narrower, narrower_dtype
 from support.scanning import as_stored, in_every_container, model, tensors_of, write
-from support.tensors import Array, rounded
+from support.tensors import Array, header_of, read_tensors, rounded
 
 INTS = ("I8", "U8", "I16", "U16", "I32", "U32")
 
@@ -143,3 +143,23 @@ def test_every_container(tmp_path: Path) -> None:
     for path in in_every_container(tmp_path, tensors).values():
         found = tensors_of(narrower_dtype([path]))
         assert {n: e.bytes_freed for n, e in found.items()} == {n: a.nbytes // 2 for n, a in tensors.items()}
+
+
+def test_its_command_does_what_the_findings_say(tmp_path: Path) -> None:
+    """Run as it stands: the bytes that the findings free are those that it saves, and every value is the same."""
+    import shlex
+
+    from support.cli import nett
+
+    tensors = as_stored(model(), "BF16")
+    path = write(tmp_path / "a folder", tensors)
+    found = tensors_of(narrower_dtype([path]))
+    (command,) = {e.command for e in found.values()}
+    assert command is not None
+    out = tmp_path / "out"
+    nett(*(str(out) if w == "OUT" else w for w in shlex.split(command)[1:])).succeeded()
+    after = read_tensors(out)
+    assert all(np.array_equal(after[n], a) for n, a in tensors.items())
+    stored = [e for f in out.glob("*.safetensors") for n, e in header_of(f).items() if n != "__metadata__"]
+    kept = sum(e["data_offsets"][1] - e["data_offsets"][0] for e in stored)
+    assert sum(a.nbytes for a in tensors.values()) - kept == sum(e.bytes_freed for e in found.values())
