@@ -9,8 +9,12 @@ from nett.core.layers import layer_of
 from nett.core.report import Code, Page, add_edges
 from nett.core.report.words import size
 
-HEADERS = ("tensor", "status", "relative change", "largest", "share changed", "rank", "sign changes", "bytes")
-LAYER_HEADERS = ("layer", "tensors", "relative change", "largest", "share changed", "sign changes", "bytes")
+HEADERS = ("tensor", "status", "change", "largest", "changed", "rank", "sign flips", "bytes")
+LAYER_HEADERS = ("layer", "tensors", "change", "largest", "changed", "sign flips", "bytes")
+LEGEND = (
+    "change: ||b - a|| / ||a||; largest: of |b - a|; changed: share of the elements; rank: of the smallest two factors "
+    "that hold 99 % of the change's squared norm (matrices only)."
+)
 
 
 def row_of(tensor: TensorDiff, energy: float = 0.99) -> list[object]:
@@ -54,9 +58,7 @@ def diff_page(diff: Diff) -> Page:
         page.table(LAYER_HEADERS, [[Code(x.name), *layer_row_of(x)[1:]] for x in diff.layers])
     page.heading("Tensors")
     page.table(HEADERS, [[Code(t.name), *row_of(t)[1:]] for t in diff.tensors])
-    page.text(
-        "rank: of the smallest two factors that hold 99 % of the change's squared norm (matrices only).", dim=True
-    )
+    page.text(LEGEND, dim=True)
     page.heading("What it takes to have one from the other")
     if diff.edges:
         add_edges(page, [e.as_json() for e in diff.edges])

@@ -24,7 +24,7 @@ from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.merge.job import CHUNK, Job, labels_of, plan_tensors
-from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces
+from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces, tensor_figures
 from nett.merge.stream import SMALL, Stream
 
 MARK_BYTES = 64 << 20  # how much may have to be done again after a kill
@@ -283,11 +283,7 @@ def _receipt(
         inputs.append(receipts.input_record(model, "model", hashes) | {"name": label})
     rows = model_figures(figures, outputs_of(job.card))
     seconds = time.monotonic() - began
-    tensors = [
-        {"name": n, "relative_change": (s["distance"] / s["size"]) ** 0.5 if s.get("size") else 0.0}
-        for n, s in figures.tensors.items()
-        if "distance" in s
-    ]
+    tensors = tensor_figures(figures, outputs_of(job.card))
     size = sum(s.get("size", 0.0) for s in figures.tensors.values())
     moved = (
         {"relative_change": (sum(s.get("distance", 0.0) for s in figures.tensors.values()) / size) ** 0.5}

@@ -134,7 +134,11 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
                     "moved": squared_distance(original, operands[0]),
                     "elements": float(original.size),
                 } | {f"{o.name}_ones": float(np.count_nonzero(parts[o.name])) for o in outputs if o.bits}
-        return Made(made, {}, figures)
+        summed: dict[str, float] = {}
+        for sums in figures.values():
+            for name, value in sums.items():
+                summed[f"restored_{name}"] = summed.get(f"restored_{name}", 0.0) + value
+        return Made(made, summed, figures)
 
     return finish
 
@@ -165,4 +169,23 @@ def model_figures(figures: Figures, outputs: Sequence[Output]) -> list[dict[str,
             if output.bits:
                 row[f"{output.name}_ones"] = sums[f"{output.name}_ones"] / sums["elements"]
         rows.append(row)
+    return rows
+
+
+def tensor_figures(figures: Figures, outputs: Sequence[Output]) -> list[dict[str, Any]]:
+    """Per tensor: how far the result lies from the base; or, over all models that can be rebuilt from it, how far
+    these lie from the originals, and the share of ones of their masks."""
+    rows = []
+    for name, sums in figures.tensors.items():
+        row: dict[str, Any] = {"name": name}
+        if "distance" in sums:
+            row["relative_change"] = (sums["distance"] / sums["size"]) ** 0.5 if sums.get("size") else 0.0
+        if sums.get("restored_elements"):
+            size = sums["restored_size"]
+            row["relative_l2"] = (sums["restored_distance"] / size) ** 0.5 if size else 0.0
+            row |= {
+                f"{o.name}_ones": sums[f"restored_{o.name}_ones"] / sums["restored_elements"] for o in outputs if o.bits
+            }
+        if len(row) > 1:
+            rows.append(row)
     return rows

@@ -26,7 +26,7 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
     from nett.cli.text import columns, figure
     from nett.core.checkpoint import open_checkpoint
     from nett.core.diff import diff
-    from nett.core.diff_page import HEADERS, LAYER_HEADERS, diff_page, layer_row_of, row_of, summary
+    from nett.core.diff_page import HEADERS, LAYER_HEADERS, LEGEND, diff_page, layer_row_of, row_of, summary
     from nett.core.progress import report
 
     with open_checkpoint(a) as left, open_checkpoint(b) as right:
@@ -44,6 +44,7 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
             click.echo(f"… and {len(moved) - SHOWN} more; --json FILE has all")
         rows = [[figure(v) for v in layer_row_of(x)] for x in found.layers]
         click.echo("\n" + "\n".join(columns(LAYER_HEADERS, rows, right=LAYER_HEADERS[1:])))
+        click.echo(LEGEND)
     for edge in found.edges:
         if not found.identical:
             loss = "without loss" if edge.guarantee == "exact" else f"at a relative error of {edge.error:.3g}"
