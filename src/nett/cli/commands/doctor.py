@@ -11,9 +11,10 @@ ADDS = {
     "models": "GGUF and torch files, transformers models, the speak check, tokenizers",
     "lake": "tables: Parquet, CSV, JSONL",
     "spark": "tables and corpora on Apache Spark",
+    "sign": "nett sign, nett verify --key",
     "claims": "what the papers' experiments need",
     "dev": "tests, types and lint",
-    "all": "models, lake and claims",
+    "all": "all of these but dev",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -13,6 +12,7 @@ from typing import Any, Literal, final
 
 from nett.core.errors import NettError
 from nett.core.report.words import Code, Number, clean, is_number, words
+from nett.core.staging import put_file
 
 MOST_ROWS = 60  # of a table, before the rest is only counted
 _MOST_CODE = 200  # lines
@@ -168,21 +168,10 @@ class Page:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the page at ``path``, whole or not at all; its folder must exist."""
         target = Path(path)
-        temporary = ""
         try:
-            fd, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
-            with os.fdopen(fd, "wb") as file:
-                file.write(self.render().encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-            temporary = ""
+            put_file(target, self.render().encode())
         except OSError as error:
             raise NettError(f"the report cannot be written: {error.strerror}", where=target) from error
-        finally:
-            if temporary:
-                os.unlink(temporary)
         return target
 
 
