@@ -381,6 +381,15 @@ def test_an_output_that_does_not_match_its_receipt_is_not_signed(out: Path, keys
     assert state(out) == before
 
 
+def test_a_receipt_without_outputs_is_not_signed(out: Path, keys: Path) -> None:
+    """As that of a store, whose files come and go."""
+    receipt = json.loads((out / "nett.json").read_text())
+    (out / "nett.json").write_text(json.dumps({**receipt, "outputs": []}))
+    shutil.rmtree(out / "masks")
+    (out / "multi_task_vector.safetensors").unlink()
+    nett("sign", str(out), "--key", str(keys / "Ed25519.pem")).failed(3, "no output files", "store")
+
+
 def test_a_signature_of_what_was_before_is_kept_unless_told(signed: Path, keys: Path) -> None:
     (signed / "README.md").write_text("a card")
     before = state(signed)

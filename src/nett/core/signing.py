@@ -63,6 +63,9 @@ def sign(
     signer = private_key(key, passphrase_env)
     place, model_place = signature_path(out), model_sig_path(out)
     receipt = read_receipt(out)
+    if not receipt["outputs"]:
+        hint = "A store goes on changing; sign what is restored from it or made of it."
+        raise Refused("names no output files in its receipt, so there is nothing to sign", where=out, hint=hint)
     wrong = [c for c in check_files(out, receipt) if not c["ok"]]
     if wrong:
         raise ProofFailed(f"is not signed, for {wrong[0]['name']} {wrong[0]['detail']}", where=out)
@@ -78,7 +81,7 @@ def sign(
         "kind": signer.kind,
         "files": [s["name"] for s in json.loads(payload)["subject"]],
         "model_sig": str(model_place) if model_sig else None,
-        "proof": receipt["proof"],
+        "proof": receipt.get("proof", "kept"),
     }
     if dry_run:
         return {"plan": result}
