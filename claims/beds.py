@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -77,12 +78,19 @@ class Bed:
     def write(self, folder: Path, dtype: torch.dtype) -> tuple[Path, list[Path]]:
         """Base and fine-tunes as safetensors files; returns their paths."""
 
-        def one(name: str, flat: Flat) -> Path:
-            path = folder / f"{name}.safetensors"
-            save_file({n: t.to(dtype) for n, t in self.tensors(flat).items()}, path)
-            return path
+        tuned = [self.write_one(folder, task, self.tuned[task], dtype) for task in self.tasks]
+        return self.write_one(folder, "base", self.base, dtype), tuned
 
-        return one("base", self.base), [one(task, self.tuned[task]) for task in self.tasks]
+    def write_one(self, folder: Path, name: str, flat: Flat, dtype: torch.dtype) -> Path:
+        """One model as a safetensors file; returns its path."""
+        path = folder / f"{name}.safetensors"
+        save_file({n: t.to(dtype) for n, t in self.tensors(flat).items()}, path)
+        return path
+
+    def read_one(self, folder: Path) -> Flat:
+        """The model that lies in a folder, as a flat float32 array."""
+        (file,) = folder.glob("*.safetensors")
+        return self.flat(load_torch(file))
 
 
 @dataclass(frozen=True)
