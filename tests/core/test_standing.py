@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nett.core import results, standing
-from nett.core.standing import Point, dominated, measured_points, standing_of, standings, stands
+from nett.core.cards import find_card
+from nett.core.standing import Point, beyond_measured, dominated, measured_points, standing_of, standings, stands
 from support.toys import Toys, record, toys
 
 
@@ -105,3 +106,17 @@ def test_every_standing_shown_rests_on_trivial_rivals() -> None:
     points = measured_points(all_cards())
     for asset in {p.asset for p in points}:
         assert any(p.trivial for p in points if p.asset == asset), asset
+
+
+def test_a_receipt_warns_beyond_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        point("merge/ties", 70, 800),
+        point("merge/ties", 71, 2000, bed="models/b"),
+        point("merge/linear", 1, 9e9),
+    ]
+    monkeypatch.setattr(standing, "measured_points", lambda cards: points)
+    card = find_card("merge/ties")
+    assert beyond_measured(card, 2000) == []
+    (said,) = beyond_measured(card, 268_000_000)
+    assert "up to 2,000 bytes" in said and "268,000,000" in said
+    assert "no claim has measured merge/slerp" in beyond_measured(find_card("merge/slerp"), 1)[0]

@@ -108,6 +108,19 @@ def measured_points(cards: Sequence[Card]) -> list[Point]:
     return list(points.values())
 
 
+def beyond_measured(card: Card, nbytes: int) -> list[str]:
+    """What a receipt should say where an output is larger than anything that a claim measured the method on."""
+    measured = [p.bytes for p in measured_points([card]) if p.method == card.key]
+    if not measured:
+        return [f"no claim has measured {card.key} with its present code"]
+    if nbytes <= BYTES_SLACK * max(measured):
+        return []
+    return [
+        f"{card.key} was measured on outputs of up to {max(measured):,.0f} bytes; this one has {nbytes:,}, "
+        "and what was found there need not hold here (nett show, docs/claims.md)"
+    ]
+
+
 def standings() -> dict[str, str]:
     """Card key -> standing, for all cards that a claim has measured. Several kinds of asset: the best of them."""
     order = ("recommended", "niche", "dominated")

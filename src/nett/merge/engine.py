@@ -23,6 +23,7 @@ from nett.core.runner import Pool, thread_count
 from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
+from nett.core.standing import beyond_measured
 from nett.merge.job import CHUNK, Job, labels_of, plan_tensors
 from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces, tensor_figures
 from nett.merge.stream import SMALL, Stream
@@ -301,7 +302,7 @@ def _receipt(
         seconds=seconds,
         tasks=rows,
         tensors=tensors,
-        notes=list(job.notes),
+        notes=[*job.notes, *beyond_measured(job.card, sum(o["bytes"] for o in outputs))],
         **({"recipe": job.recipe} if job.recipe else {}),
     )
 
