@@ -119,13 +119,14 @@ def elect(
 ) -> Array:
     """P10, algorithm 1, steps 2 and 3, for ``trimmed`` of shape [models, parameters]."""
     w = np.asarray(weights, trimmed.dtype)[:, None]
-    sign = np.sign((w * trimmed if weight_in_election else trimmed).sum(axis=0))
+    votes = w * trimmed if weight_in_election else trimmed
+    sign = np.sign(votes.sum(axis=0))
     if zero_sign == "majority":
         majority = np.sign(np.sign(sign).astype(np.int64).sum())
     else:
         majority = 1
     sign = np.where(sign == 0, majority, sign)
-    agrees = np.where(sign > 0, trimmed > 0, trimmed < 0)
+    agrees = np.where(sign > 0, votes > 0, votes < 0)
     total = (w * np.where(agrees, trimmed, 0)).sum(axis=0)
     divisor = (w * agrees).sum(axis=0)
     return np.where(divisor != 0, total / np.where(divisor == 0, 1, divisor), total) if normalize else total
