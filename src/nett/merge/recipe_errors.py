@@ -34,9 +34,9 @@ def refuse_later(document: Document, data: Mapping[str, Any], key: str) -> None:
 
 
 def as_usage_error(error: ValidationError, document: Document, words: Vocabulary) -> UsageError:
-    """The first of pydantic's findings, by line, as an error for people."""
+    """The first of pydantic's findings, by line, as an error for people; what is missing may be what is misspelt."""
     findings = [(_place(tuple(e["loc"])), e) for e in error.errors()]
-    place, first = min(findings, key=lambda f: document.line(f[0]))
+    place, first = min(findings, key=lambda f: (f[1]["type"] == "missing", document.line(f[0])))
     what, hint = _said(place, first, words)
     more = len({document.line(p) for p, _ in findings}) - 1
     if more:
