@@ -10,7 +10,7 @@ import pytest
 from support.fuzz import case, mutated, seeds, use
 
 pytest.importorskip("torch")
-COUNT = int(os.environ.get("NETT_FUZZ", "300"))
+COUNT = int(os.environ.get("NETT_FUZZ", "200"))
 
 
 @pytest.mark.timeout(300 + COUNT)

@@ -73,9 +73,10 @@ def seeds(place: Path) -> list[Seed]:
     settings = {
         "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "rank_pattern": {"k_proj": 3},
         "alpha_pattern": {}, "modules_to_save": ["lm_head"], "bias": "none", "use_rslora": False, "fan_in_fan_out": False,
-        "init_lora_weights": True, "base_model_name_or_path": "..", "task_type": "CAUSAL_LM", "use_dora": False,
+        "init_lora_weights": True, "base_model_name_or_path": "base-inside", "task_type": "CAUSAL_LM", "use_dora": False,
     }  # fmt: skip
     (one / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    write_llama(one / "adapter" / "base-inside", layers=1, hidden=16, inter=16, heads=2, kv_heads=1, dtype="F32")
     several = Path(shutil.copytree(one, place / "several"))
     config = json.loads((one / "config.json").read_text())
     (several / "config.json").write_text(json.dumps({"text_config": config, "model_type": "several", "vocab_size": 64}))
@@ -84,6 +85,9 @@ def seeds(place: Path) -> list[Seed]:
 
     def whole(folder: Path) -> str:
         return str(folder)
+
+    def named(folder: Path) -> str:
+        return str(folder / "adapter")
 
     def over(folder: Path) -> str:
         return f"{folder}+{folder / 'adapter'}"
@@ -97,6 +101,7 @@ def seeds(place: Path) -> list[Seed]:
         Seed("config of a base", several, "config.json", "json", over),
         Seed("tokenizer", one, "tokenizer.json", "json", whole),
         Seed("adapter config", one, "adapter/adapter_config.json", "json", over),
+        Seed("base that an adapter names", one, "adapter/adapter_config.json", "json", named),
         Seed("adapter", one, "adapter/adapter_model.safetensors", "safetensors", over),
         Seed("base of an adapter", one, "model.safetensors", "safetensors", over),
         Seed("gguf", place / "gguf", "m.gguf", "gguf", whole),

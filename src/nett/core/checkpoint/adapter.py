@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -140,7 +141,9 @@ def _base_of(path: Path, config: dict[str, Any]) -> Path:
     named = config.get("base_model_name_or_path")
     if isinstance(named, str) and named:
         for place in (Path(named), path / named):
-            if place.exists() and place.resolve() != path.resolve() and not (place / lora.CONFIG).exists():
+            if not os.path.exists(place):  # unlike Path's, false for names that no file can have
+                continue
+            if place.resolve() != path.resolve() and not (place / lora.CONFIG).exists():
                 return place
     raise Refused(
         f"is an adapter for {named!r}, which does not lie on this machine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nett.core.checkpoint import safetensors
@@ -54,8 +55,8 @@ def split_reference(reference: str) -> tuple[str, str] | None:
     """``BASE+ADAPTER`` at the last plus that makes sense: BASE may be such a pair itself, names may have a plus."""
     for at in range(len(reference) - 1, 0, -1):
         base, adapter = reference[:at], reference[at + 1 :]
-        if reference[at] == "+" and adapter and Path(adapter).exists():
-            if Path(base).exists() or split_reference(base) is not None:
+        if reference[at] == "+" and adapter and os.path.exists(adapter):
+            if os.path.exists(base) or split_reference(base) is not None:
                 return base, adapter
     return None
 

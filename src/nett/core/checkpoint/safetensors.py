@@ -103,7 +103,7 @@ def shards_of(index: Path) -> dict[str, list[str]]:
             )
         shards.setdefault(shard, []).append(name)
     for shard in shards:
-        if not (index.parent / shard).is_file():
+        if not os.path.isfile(index.parent / shard):  # unlike Path's, false for names that no file can have
             raise Refused(f"names the shard {shard!r}, which is not in the folder (partial download?)", where=index)
     return shards
 
