@@ -71,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 hint=f"{_MERGE} If it does not change what the adapter computes, take it out of {CONFIG}.",
             )
     for option, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
-        if config.get(option) and not isinstance(config[option], kind):
+        if config.get(option) is not None and not isinstance(config[option], kind):
             raise Refused(f"{option} is {config[option]!r}, expected a {kind.__name__}", where=file)
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in _HARMLESS_STARTS:
