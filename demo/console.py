@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -58,6 +59,16 @@ class Console:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
+    @property
+    def taken(self) -> dict[str, float]:
+        """Seconds since the start, CPU seconds of this process and its commands, largest memory of one of them."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return {
+            "seconds": round(self.elapsed, 1),
+            "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in used), 1),
+            "peak_memory_bytes": max(u.ru_maxrss for u in used) * 1024,
+        }
+
     def say(self, text: str = "") -> None:
         """One line, at once."""
         self._last = time.monotonic()
@@ -98,16 +109,19 @@ class Console:
             over.set()
             watcher.join()
 
-    def nett(self, *words: str | Path) -> Ran:
-        """Run the installed command line tool and show what it prints. Raises DemoFailed unless it exits with 0."""
+    def nett(self, *words: str | Path, most: int = MOST_LINES) -> Ran:
+        """Run the installed command line tool and show at most so many lines of what it prints, the last always.
+
+        Raises DemoFailed unless it exits with 0.
+        """
         told = [self.shown(w) if isinstance(w, Path) else w for w in words]
-        ran = self._run([*nett_command(), *told], f"nett {shlex.join(told)}")
+        ran = self._run([*nett_command(), *told], f"nett {shlex.join(told)}", most)
         self.ran.append(ran)
         if ran.code:
             raise DemoFailed(f"the command ended with exit code {ran.code}, 0 was expected: {ran.command}")
         return ran
 
-    def _run(self, words: Sequence[str], shown: str) -> Ran:
+    def _run(self, words: Sequence[str], shown: str, most: int) -> Ran:
         self.say(f"$ {shown}")
         began = time.monotonic()
         lines = []
@@ -127,11 +141,11 @@ class Console:
             assert child.stdout is not None
             for line in child.stdout:
                 lines.append(line.rstrip("\n"))
-                if len(lines) < MOST_LINES:
+                if len(lines) < most:
                     self.say(f"  {lines[-1]}")
-            if len(lines) > MOST_LINES:
-                self.say(f"  … {len(lines) - MOST_LINES:,} more lines")
-            if len(lines) >= MOST_LINES:
+            if len(lines) > most:
+                self.say(f"  … {len(lines) - most:,} more lines")
+            if len(lines) >= most:
                 self.say(f"  {lines[-1]}")
         return Ran(shown, child.returncode, time.monotonic() - began, tuple(lines))
 

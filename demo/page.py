@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from demo.model import PACKAGE, PROMPTS
+from demo.quality import paired
 from demo.story import Story
 from nett.core.report import Code, Page
 
@@ -26,7 +27,7 @@ def page(story: Story) -> Page:
     _commands(made, story)
     _method(made, story)
     versions = ", ".join(f"{k} {v}" for k, v in story.as_json()["versions"].items())
-    made.footer = f"Made by make demo in {story.seconds:.0f} s, with {versions}."
+    made.footer = f"Made by make demo in {story.took}, with {versions}."
     return made
 
 
@@ -74,12 +75,31 @@ def _quality(made: Page, story: Story) -> None:
         ],
         caption="Each on the texts that it should know, passage by passage against the base",
     )
+    if note := _shared(story):
+        made.text(note)
     made.grouped_bars(
         models[1:],
         {k: [float(m.kl.mean()) for m in v[1:]] for k, v in series.items()},
         title="KL divergence from the base",
         unit="nats",
         note="how far the model has moved; 0 is the base itself",
+    )
+
+
+def _shared(story: Story) -> str:
+    """Why a merge may keep more than all: where each fine-tune also helps on the text it has not seen."""
+    across = {
+        (tuned, text): paired(story.figures["base", text], story.figures[tuned, text])[0]
+        for tuned in story.names
+        for text in story.names
+        if tuned != text
+    }
+    if not any(share > 1 for *_, share in story.gains()) or min(across.values()) <= 0:
+        return ""
+    helped = ", ".join(f"{tuned} by {better:.3f} on {text}" for (tuned, text), better in across.items())
+    return (
+        "More than 100 % is no slip: each fine-tune also lowers the loss on the text that it has not seen "
+        f"({helped} nats a token), and what is merged holds both. It is also further from the base, as the KL says."
     )
 
 

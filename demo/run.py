@@ -111,12 +111,12 @@ def run(setting: Setting) -> Story:
 
     console.step("Is everything what its receipt says?")
     for out in story.outputs:
-        console.nett("verify", out)
+        console.nett("verify", out, most=1)
     story.receipts = {o: json.loads((folder / o / "nett.json").read_text(encoding="utf-8")) for o in story.outputs}
-    story.seconds = console.elapsed
+    story.taken = console.taken
     (folder / "figures.json").write_text(json.dumps(story.as_json(), indent=2, ensure_ascii=False) + "\n")
     report = page(story).write(folder / "report.html")
-    console.say(f"\nDone in {console.elapsed:.0f} s. The figures: {folder / 'figures.json'}. The report:")
+    console.say(f"\nDone in {story.took}. Figures: {console.shown(folder / 'figures.json')}. Report:")
     console.say(str(report))
     return story
 

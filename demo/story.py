@@ -31,7 +31,7 @@ class Story:
     losses: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[tuple[str, str], Measured] = field(default_factory=dict)
     receipts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    seconds: float = 0.0
+    taken: Mapping[str, float] = field(default_factory=dict)  # seconds, CPU seconds, bytes of memory
 
     @property
     def names(self) -> list[str]:
@@ -61,6 +61,13 @@ class Story:
                     rows.append((model, text, *paired(base, mine), kept(base, own, mine)))
         return rows
 
+    @property
+    def took(self) -> str:
+        t = self.taken
+        return (
+            f"{t['seconds']:.0f} s, {t['cpu_seconds']:.0f} CPU seconds, {t['peak_memory_bytes'] / 1e9:.1f} GB of memory"
+        )
+
     def as_json(self) -> dict[str, Any]:
         return {
             "model": self.model.name,
@@ -88,5 +95,5 @@ class Story:
                 for (model, text), m in self.figures.items()
             ],
             "commands": [{"command": r.command, "exit": r.code, "seconds": round(r.seconds, 2)} for r in self.ran],
-            "seconds": round(self.seconds, 1),
+            "taken": dict(self.taken),
         }

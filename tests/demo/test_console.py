@@ -22,11 +22,8 @@ def test_a_command_is_shown_as_typed_and_its_output_below(tmp_path: Path, capsys
     assert any("ties" in line for line in ran.lines) and console.ran == [ran] and ran.code == 0
 
 
-def test_long_output_is_cut_in_its_middle_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_LINES", 3)
-    ran = Console(tmp_path).nett("list", "merge")
+def test_long_output_is_cut_in_its_middle_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Console(tmp_path).nett("list", "merge", most=3)
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
         *(f"  {line}" for line in ran.lines[:2]),

@@ -40,7 +40,7 @@ def story() -> Story:
         "inputs": [{"name": n, "role": "model", "bytes": 1000} for n in made.names],
         "tasks": [{"name": n, "relative_l2": 0.0125, "mask_ones": 0.625} for n in made.names],
     }
-    made.seconds = 123.0
+    made.taken = {"seconds": 123.4, "cpu_seconds": 222.0, "peak_memory_bytes": 2.5e9}
     return made
 
 
@@ -56,6 +56,7 @@ def test_the_page_says_what_came_out(story: Story) -> None:
     assert "the tasks restored from tall_masks keep 90 % (code), 90 % (prose)" in said
     assert "6 of 6 receipts hold" in said and "0.1500 ± 0.0500" in said and "0.300 ± 0.000" in said
     assert "−38 %" in said  # 1,234 bytes of 2,000
+    assert "in 123 s, 222 CPU seconds, 2.5 GB of memory, with nett" in said
     assert "$ nett scan <model>" in said and "… 10 more lines" in said
 
 

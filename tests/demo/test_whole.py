@@ -15,7 +15,7 @@ from nett.core.tiny import write_llama
 from support.gguf_files import write_llama_gguf
 
 pytest.importorskip("torch", reason="needs nett[models]")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 COURSE = Course(steps=20, batch=4, length=32, rate=1e-2)
 

@@ -70,7 +70,7 @@ class Reporter:
             return
         self._last = now
         share = min(1.0, self._done / self._total)
-        left = (now - self._begun) * (1 / share - 1) if share else None
+        left = (now - self._begun) * (1 / share - 1) if share >= 0.05 else None  # before, it would be a guess
         if self.style == "json":
             self._emit({"event": "progress", "stage": self._stage, "done": self._done, "total": self._total})
         else:

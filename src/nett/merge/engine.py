@@ -302,9 +302,16 @@ def _receipt(
         seconds=seconds,
         tasks=rows,
         tensors=tensors,
-        notes=[*job.notes, *beyond_measured(job.card, sum(o["bytes"] for o in outputs))],
+        notes=[*job.notes, *_still_needed(job), *beyond_measured(job.card, sum(o["bytes"] for o in outputs))],
         **({"recipe": job.recipe} if job.recipe else {}),
     )
+
+
+def _still_needed(job: Job) -> list[str]:
+    """Inputs that the output does not replace, though their bytes are among those before."""
+    if job.card.restore is None or job.base is None:
+        return []
+    return [f"The tasks are rebuilt from the base too: its {job.base.nbytes:,} bytes are counted before and not after."]
 
 
 def _edges(

@@ -41,6 +41,11 @@ def alike(edges: Sequence[Edge]) -> list[tuple[Edge, str, int]]:
     return sorted(rows, key=lambda row: -row[0].bytes_freed * row[2])
 
 
+def of_layers(count: int) -> str:
+    """What is said beside a target that stands for several."""
+    return f" ({count} layers)" if count > 1 else ""
+
+
 def _any_layer(target: str) -> str:
     asset, mark, name = target.partition("::")
     found = layer_of(name)
@@ -125,15 +130,26 @@ def _findings(page: Page, scan: Scan) -> None:
         unit="bytes",
         note="kinds overlap: their sum is more than can be freed together",
     )
+    groups = [
+        (edge, (target.partition("::")[2] or target if len(scan.assets) == 1 else target) + of_layers(count), count)
+        for edge, target, count in alike(scan.edges)
+    ]
     page.bars(
         [
-            (e.target, e.bytes_freed, f"{e.kind.replace('_', ' ')}, {_loss(e.error)}")
-            for e in scan.edges[:_LARGEST]
+            (target, e.bytes_freed * count, f"{e.kind.replace('_', ' ')}, {_loss(e.error)}")
+            for e, target, count in groups[:_LARGEST]
         ],
         title="Largest findings",
         unit="bytes",
+    )
+    add_edges(
+        page,
+        [
+            e.as_json() | {"command": None, "target": target, "bytes_freed": e.bytes_freed * count}
+            | ({"sources": []} if count > 1 else {})
+            for e, target, count in groups
+        ],
     )  # fmt: skip
-    add_edges(page, [e.as_json() | {"command": None} for e in scan.edges])
     if known := commands(scan):
         page.text("What takes them:")
         page.code("\n".join(known))

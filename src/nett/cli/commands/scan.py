@@ -93,14 +93,14 @@ def _scan(
 def _show(found: Scan) -> None:
     """The findings in columns, their commands once below, then the figures of each checkpoint."""
     from nett.cli.text import columns, common_folder, figure
-    from nett.scan.page import alike, by_checkpoint, commands
+    from nett.scan.page import alike, by_checkpoint, commands, of_layers
 
     known, groups = commands(found), alike(found.edges)
     first = groups[:SHOWN]
     folder = common_folder([e.target.partition("::")[0] for e, *_ in first])
     rows = [
         (f"{e.bytes_freed * n:,}", e.guarantee, "0" if e.error == 0 else "-" if e.error is None else f"{e.error:.3g}",
-         e.kind, target.removeprefix(folder) + (f"  ({n} layers)" if n > 1 else ""),
+         e.kind, target.removeprefix(folder) + of_layers(n),
          f"[{known.index(e.command) + 1}]" if e.command else "")
         for e, target, n in first
     ]  # fmt: skip
