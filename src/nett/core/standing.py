@@ -121,10 +121,11 @@ def beyond_measured(card: Card, nbytes: int) -> list[str]:
     ]
 
 
-def standings() -> dict[str, str]:
-    """Card key -> standing, for all cards that a claim has measured. Several kinds of asset: the best of them."""
+def standings(cards: Sequence[Card] | None = None) -> dict[str, str]:
+    """Card key -> standing, for all cards (those given, or read) that a claim has measured. Several kinds of asset:
+    the best of them."""
     order = ("recommended", "niche", "dominated")
-    cards = all_cards()
+    cards = all_cards() if cards is None else cards
     known = {c.key for c in cards}
     found = stands(measured_points(cards))
     return {m: min(kinds.values(), key=order.index) for m, kinds in found.items() if m in known}

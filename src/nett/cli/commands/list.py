@@ -19,8 +19,9 @@ def command(room: str | None, as_json: bool) -> None:
 
     if room is not None and room not in ROOMS:
         raise UsageError(f"no room is called {room!r}.{did_you_mean(room, ROOMS)}")
-    cards = [c for c in all_cards() if room in (None, c.room) and not c.hidden]
-    standing = standings()
+    everything = all_cards()
+    cards = [c for c in everything if room in (None, c.room) and not c.hidden]
+    standing = standings(everything)
     if as_json:
         rows = [
             {
