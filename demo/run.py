@@ -22,7 +22,7 @@ from demo.tuning import Course
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = ".nett-demo"  # lies in a folder that the demo made, and may therefore make anew
-NEEDED = 4_000_000_000  # bytes of disk
+NEEDED = 3_000_000_000  # bytes of disk
 SEED = 1  # of the held-out passages
 
 

@@ -63,12 +63,11 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def save(model: Any, folder: Path, base: Path) -> Any:
-    """Write ``model`` in bfloat16 with the base's tokenizer; returns what was written, as float32 again."""
+def save(model: Any, folder: Path, base: Path) -> None:
+    """Write ``model`` in bfloat16, which it is afterwards, with the base's tokenizer."""
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    return model.float()

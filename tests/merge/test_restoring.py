@@ -48,6 +48,16 @@ def test_restored_task_is_a_whole_model(masks: Path, tmp_path: Path) -> None:
     nett("verify", str(tmp_path / "back")).succeeded()
 
 
+def test_the_receipt_says_that_the_base_is_still_needed(masks: Path, tmp_path: Path) -> None:
+    size = sum(a.nbytes // 2 for a in read_tensors(tmp_path / "base").values())
+    (note,) = [n for n in receipt_of(masks)["notes"] if "rebuilt from the base" in n]
+    assert f"its {size:,} bytes are counted before and not after" in note
+    merged = tmp_path / "ties"
+    nett("merge", "ties", str(tmp_path / "m1"), "--base", str(tmp_path / "base"), "--out", str(merged),
+         "--no-speak").succeeded()  # fmt: skip
+    assert not any("rebuilt from the base" in n for n in receipt_of(merged)["notes"])
+
+
 def test_default_place_is_beside(masks: Path, tmp_path: Path) -> None:
     nett("restore", str(masks), "--task", "m1").succeeded()
     assert (tmp_path / "masks-m1" / "nett.json").is_file()
