@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import nett
+from conformance import measure_laws
 from conformance.measure_laws import Law, assets
+from nett.core.receipt import check_files, read_receipt
 from nett.core.registry import Card
+from nett.store import engine
 
 
 def laws(card: Card) -> list[Law]:
+    if card.parameter("apply") is not None:
+        return [*measure_laws.LAWS, acting_keeps_every_byte, a_second_time_changes_nothing, what_was_freed_comes_back]
     found: list[Law] = [what_was_given_stays]
     if card.kind == "measure":
         return [*found, looking_changes_nothing]
@@ -79,3 +86,64 @@ def models_come_back(card: Card, folder: Path) -> None:
 
         restore_model(store, model.name, folder / "back" / model.name)
         assert contents(folder / "back" / model.name) == contents(model)
+
+
+# Of commands that act where the files lie, once they are told to.
+def act(card: Card, paths: list[str]) -> dict[str, Any]:
+    """The command with everything allowed that it can be allowed, on files of any size."""
+    wide = {"apply": True, "hardlink": True, "min_size": "1"}
+    found: dict[str, Any] = card.load()(paths, **card.resolve({k: v for k, v in wide.items() if card.parameter(k)}))
+    return found
+
+
+def with_copies(folder: Path) -> list[str]:
+    """Models of which some are copies."""
+    paths = assets(folder)
+    for i, path in enumerate(paths[:2]):
+        shutil.copytree(path, folder / f"copy{i}")
+        paths.append(str(folder / f"copy{i}"))
+    return paths
+
+
+def bytes_of(paths: list[str]) -> dict[str, bytes]:
+    """Every file of the models, by path."""
+    files = [f for p in paths for f in Path(p).rglob("*") if f.is_file() and ".nett-link" not in f.parts]
+    return {str(f): f.read_bytes() for f in files}
+
+
+def acting_keeps_every_byte(card: Card, folder: Path) -> None:
+    """Each name leads to the bytes that it led to, what is said to be freed is freed, and the receipt holds."""
+    paths = with_copies(folder)
+    before, used = bytes_of(paths), allocated(paths)
+    done = act(card, paths)
+    assert bytes_of(paths) == before
+    assert done["bytes_freed"] == used - allocated(paths) > 0
+    receipt = read_receipt(Path(done["receipt"]))
+    checks = check_files(Path(done["receipt"]), receipt) + engine.verify(Path(done["receipt"]), receipt)
+    assert len(checks) > 1 and all(c["ok"] for c in checks)
+    assert sum(e["bytes_freed"] for e in receipt["edges"]) == done["bytes_freed"]
+
+
+def a_second_time_changes_nothing(card: Card, folder: Path) -> None:
+    paths = with_copies(folder)
+    act(card, paths)
+    states = {p: os.lstat(p) for p in bytes_of(paths)}
+    assert act(card, paths)["bytes_freed"] == 0
+    assert {p: os.lstat(p) for p in bytes_of(paths)} == states
+
+
+def what_was_freed_comes_back(card: Card, folder: Path) -> None:
+    """Restored files have the bytes, modes and times that they had, and share nothing that they did not share."""
+    paths = with_copies(folder)
+    before, states = bytes_of(paths), {p: os.lstat(p) for p in bytes_of(paths)}
+    receipt = Path(act(card, paths)["receipt"])
+    engine.restore(receipt, read_receipt(receipt))
+    assert bytes_of(paths) == before
+    for path, state in states.items():
+        now = os.lstat(path)
+        assert (now.st_mode, now.st_mtime_ns, now.st_nlink) == (state.st_mode, state.st_mtime_ns, state.st_nlink)
+
+
+def allocated(paths: list[str]) -> int:
+    """Bytes on disk, each file once."""
+    return sum({s.st_ino: s.st_blocks * 512 for s in map(os.lstat, bytes_of(paths))}.values())

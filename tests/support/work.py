@@ -15,6 +15,7 @@ STEPS = (
     "fdatasync",
     "fsync",
     "rename",
+    "link",
     "replace",
     "ftruncate",
     "posix_fallocate",
@@ -102,6 +103,32 @@ def restore(*, folder: str, task: str, out: str, **options: Any) -> dict[str, An
     from nett.merge.restoring import restore_task
 
     return restore_task(Path(folder), read_receipt(Path(folder)), task=task, out=Path(out), **options)
+
+
+def link(*, folders: Sequence[str], reflinks: bool = False, **options: Any) -> dict[str, Any]:
+    """``nett store link FOLDER… --apply``, a few pairs at a time; ``reflinks``: on a file system that plays to have
+    them."""
+    import importlib
+
+    from nett.core.progress import report
+    from nett.store import sharing
+    from support.reflinks import FakeReflinks
+
+    report.style = "quiet"
+    if reflinks:
+        FakeReflinks().install(sharing)
+    module = importlib.import_module("nett.store.link")
+    module.BATCH = 2  # type: ignore[attr-defined]
+    done: dict[str, Any] = module.link(folders, apply=True, hardlink=not reflinks, min_size="1", **options)
+    return done
+
+
+def unlink(*, folder: str) -> dict[str, Any]:
+    """``nett restore FOLDER`` of linked files."""
+    from nett.core.receipt import read_receipt
+    from nett.store import engine
+
+    return engine.restore(Path(folder), read_receipt(Path(folder)))
 
 
 def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any) -> int:

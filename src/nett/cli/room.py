@@ -14,6 +14,8 @@ from nett.core.cards import all_cards, engine_options
 from nett.core.errors import UsageError, did_you_mean
 from nett.core.registry import Card, Parameter
 
+_DRY = {"dry_run": True, "apply": False}  # what --dry-run means to a command that has one of these
+
 
 @final
 class MethodCommand(click.Command):
@@ -65,9 +67,11 @@ def method_command(card: Card) -> click.Command:
     def call(ctx: click.Context, /, assets: tuple[str, ...], **values: Any) -> None:
         mine = given(card.parameters, values, card.key)
         if card.command:
-            if card.parameter("dry_run") is not None:  # the global option
-                mine["dry_run"] = ctx.obj["dry_run"]
-            _print(card.load()(list(assets), **card.resolve(mine)))
+            if ctx.obj["dry_run"]:
+                mine |= {name: value for name, value in _DRY.items() if card.parameter(name) is not None}
+            resolved = card.resolve(mine)
+            resolved |= {p.name: _typed(p, resolved[p.name], card.key) for p in card.parameters}
+            _print(card.load()(list(assets), **resolved), as_json=bool(resolved.get("json")))
             return
         engine = importlib.import_module(f"nett.{card.room}.engine")
         common = given(options, values, card.key)
@@ -165,12 +169,15 @@ def room_group(room: str) -> click.Group:
     return Room(room, help=introduction, invoke_without_command=True, callback=click.pass_context(bare))
 
 
-def _print(result: Any) -> None:
-    if isinstance(result, dict) and "say" in result:
+def _print(result: Any, *, as_json: bool = False) -> None:
+    """Text as it is; of a command's answer what it says, unless JSON was asked for; anything else as JSON."""
+    if isinstance(result, dict) and "say" in result and not as_json:
         for line in result["say"]:
-            click.echo(line)
+            click.echo(line.encode(errors="backslashreplace").decode())
         return
-    click.echo(result if isinstance(result, str) else json.dumps(result, indent=2, default=str, ensure_ascii=False))
+    if not isinstance(result, str):
+        result = json.dumps(result, indent=2, default=str, ensure_ascii=False)
+    click.echo(result.encode(errors="backslashreplace").decode())  # names that are no UTF-8, still JSON
 
 
 def _summary(result: dict[str, Any], out: Any) -> None:

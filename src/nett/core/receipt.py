@@ -44,12 +44,18 @@ class Maker(Protocol):
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        block = memoryview(bytearray(_BLOCK))
-        while got := file.readinto(block):
-            digest.update(block[:got])
+        return open_sha256(file.fileno())
+
+
+def open_sha256(fd: int, size: int | None = None) -> str:
+    """sha256 of an open file from its start, of ``size`` bytes at most: a file that grows would not end."""
+    digest, at = hashlib.sha256(), 0
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    block = memoryview(bytearray(_BLOCK if size is None else max(1, min(_BLOCK, size))))
+    while got := os.preadv(fd, [block if size is None else block[: min(_BLOCK, size - at)]], at):
+        digest.update(block[:got])
+        at += got
     return digest.hexdigest()
 
 
@@ -141,7 +147,8 @@ def new_receipt(
 
 
 def as_bytes(receipt: Mapping[str, Any]) -> bytes:
-    return (json.dumps(receipt, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+    # A name that is no UTF-8 comes as lone surrogates: escaped, they are still JSON.
+    return (json.dumps(receipt, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace")
 
 
 def receipt_path(out: Path) -> Path:

@@ -77,7 +77,8 @@ def replaced_path(out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.nett-replaced"
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -98,7 +99,35 @@ def put_file(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _sync_folder(path.absolute().parent)
+    sync_folder(path.absolute().parent)
+
+
+def whole_lines(journal: int) -> list[dict[str, Any]]:
+    """The entries of an open journal; what a kill left of a last line is cut off."""
+    blob = b""
+    while block := os.pread(journal, 1 << 20, len(blob)):
+        blob += block
+    lines, good = [], 0
+    for line in blob.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict):
+            break
+        lines.append(entry)
+        good += len(line)
+    os.ftruncate(journal, good)
+    return lines
+
+
+def append_lines(journal: int, *entries: Mapping[str, Any]) -> None:
+    """Add entries to an open journal; on disk when this returns."""
+    lines = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+    os.lseek(journal, 0, os.SEEK_END)
+    while lines:  # a disk that fills up takes a part first
+        lines = lines[os.write(journal, lines) :]
+    os.fdatasync(journal)
 
 
 @final
@@ -131,7 +160,7 @@ class Staging:
             self.close()
             raise Refused("another nett has just written this output", where=self.out)
         self._heal()
-        lines = self._whole_lines()
+        lines = whole_lines(self._journal)
         if lines and lines[0].get("key") == self.key:
             self.entries = lines[1:]
             return
@@ -139,7 +168,7 @@ class Staging:
             if leftover.name != JOURNAL:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         os.ftruncate(self._journal, 0)
-        self._append({"key": self.key})
+        append_lines(self._journal, {"key": self.key})
 
     def _is_ours(self) -> bool:
         try:
@@ -155,33 +184,10 @@ class Staging:
         elif old.exists():
             os.rename(old, self.out)
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        blob = b""
-        while block := os.pread(self._journal, 1 << 20, len(blob)):
-            blob += block
-        lines, good = [], 0
-        for line in blob.splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(entry, dict):
-                break
-            lines.append(entry)
-            good += len(line)
-        os.ftruncate(self._journal, good)
-        return lines
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        os.lseek(self._journal, 0, os.SEEK_END)
-        os.write(self._journal, line)
-        os.fdatasync(self._journal)
-
     def record(self, **entry: Any) -> None:
         """Add a line that survives a kill; call it only after what it speaks of is on disk."""
         self.entries.append(entry)
-        self._append(entry)
+        append_lines(self._journal, entry)
 
     def write_file(self, name: str, data: bytes) -> None:
         """A small side file, synced."""
@@ -201,22 +207,22 @@ class Staging:
         """Make the output appear under its name, whole."""
         (self.path / JOURNAL).unlink()
         for folder, _, _ in os.walk(self.path):
-            _sync_folder(Path(folder))
+            sync_folder(Path(folder))
         old = replaced_path(self.out)
         if self.out.is_dir() and any(self.out.iterdir()):
             os.rename(self.out, old)
         os.rename(self.path, self.out)
-        _sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
         if old.exists():
             shutil.rmtree(old)
 
     def commit_file(self) -> None:
         """As :meth:`commit`, for an output that is one file: what belongs beside it first, itself last."""
         (self.path / JOURNAL).unlink()
-        _sync_folder(self.path)
+        sync_folder(self.path)
         for name in sorted(os.listdir(self.path), key=lambda n: (n == self.out.name, n)):
             os.replace(self.path / name, self.out.parent / name)
-        _sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
         self.path.rmdir()
 
     def close(self) -> None:

@@ -5,5 +5,5 @@ one line each; everything else is for programs. Nothing is lost at any moment: w
 removed can be brought back for a while or is proved to lie elsewhere, and one writer works at a time.
 
 Laws (run by the conformance suite): what was given stays as it was, byte for byte; the same call twice changes nothing
-the second time; ``dry_run`` changes nothing; what the method freed comes back bit for bit.
+the second time; ``dry_run``, or no ``apply``, changes nothing; what the method freed comes back bit for bit.
 """
