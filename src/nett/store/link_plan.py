@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
@@ -54,10 +54,22 @@ class Plan:
 
 
 def plan_links(
-    roots: Iterable[Path], *, least: int, reflink: bool, hardlink: bool, but: Path | None = None, threads: int = 0
+    roots: Sequence[Path],
+    *,
+    least: int,
+    reflink: bool,
+    hardlink: bool,
+    but: Path | None = None,
+    clear: bool = False,
+    threads: int = 0,
 ) -> Plan:
-    """Look at everything and touch nothing. ``but``: a folder to pass over."""
+    """Look at everything. ``but``: a folder to pass over. Nothing is touched but, with ``clear``, what killed acts
+    left, which is removed."""
     tree = walk(roots, least=least, but=but)
+    if clear and tree.leftovers:
+        sharing.clear({left.folder for left in tree.leftovers})
+        found, tree = tree.leftovers, walk(roots, least=least, but=but)
+        tree.leftovers = found
     groups, failed = equal_files(tree.files, threads=threads)
     plan = Plan(tree, refused=[*tree.unreadable, *((f.path, why) for f, why in failed)])
     busy = writers({f.key for g in groups for f in g})

@@ -22,7 +22,7 @@ from nett.core.errors import Refused
 from nett.core.staging import append_lines, put_file, whole_lines
 from nett.store import sharing
 from nett.store.handle import NotLinked, held
-from nett.store.tree import STAGED, File, Name
+from nett.store.tree import File, Name
 
 JOURNAL = "pairs.jsonl"
 
@@ -66,6 +66,15 @@ class LinkRecord:
         """Pairs that were done and not restored."""
         return {n: p for n, p in self.pairs.items() if p["end"] == "done"}
 
+    @property
+    def stale(self) -> bool:
+        """Whether the receipt speaks of another journal: a kill came between."""
+        try:
+            told = json.loads((self.folder / receipts.NAME).read_bytes())["outputs"][0]["sha256"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return True
+        return bool(told != receipts.open_sha256(self._journal))
+
     def intend(self, pairs: Sequence[tuple[File, File, str]]) -> list[int]:
         """Write down what is about to be done: (kept, copy, how). Returns the pairs' numbers."""
         first = len(self.pairs)
@@ -104,9 +113,8 @@ class LinkRecord:
         opened = [(n, p) for n, p in self.pairs.items() if p["end"] is None]
         if not opened:
             return
-        for folder in sorted({os.path.dirname(c) for _, p in opened for c in p["copies"]}):
-            clear(folder)
-        self.end([(n, "done" if _was_done(p) else "not", None) for n, p in opened])
+        sharing.clear({os.path.dirname(c) for _, p in opened for c in p["copies"]})
+        self.end([(n, "done" if was_done(p) else "not", None) for n, p in opened])
 
     def sign(self, parameters: Mapping[str, Any], command: str | None, *, seconds: float, page: bool = True) -> None:
         """Write the receipt, and its page, from the journal as it stands."""
@@ -184,12 +192,7 @@ def receipt_of(
     )
 
 
-def is_open(pair: Mapping[str, Any]) -> bool:
-    """Whether a kill left the pair without an end, after it was done."""
-    return pair["end"] is None and _was_done(pair)
-
-
-def _was_done(pair: Mapping[str, Any]) -> bool:
+def was_done(pair: Mapping[str, Any]) -> bool:
     """Whether a name of the copy shares the bytes of the kept file now."""
     try:
         kept = os.stat(pair["kept"], follow_symlinks=False)
@@ -208,17 +211,6 @@ def name_of(path: str) -> Name:
     folder, name = os.path.split(path)
     found = os.stat(folder, follow_symlinks=False)
     return Name(folder, name, (found.st_dev, found.st_ino))
-
-
-def clear(folder: str) -> int:
-    """Remove what killed acts had in hand in a folder: further names or copies of files, never the only one."""
-    try:
-        left = [n for n in os.listdir(folder) if STAGED.fullmatch(n)]
-        for name in left:
-            os.unlink(os.path.join(folder, name))
-    except OSError:
-        return 0
-    return len(left)
 
 
 def now() -> str:

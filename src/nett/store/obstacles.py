@@ -27,7 +27,7 @@ def link_limit(file: File) -> int:
 
 def to_replacing(file: File) -> str | None:
     """Why the file's names cannot be given to another file."""
-    if missing := file.stat.st_nlink - len(file.names):
+    if missing := file.stat.st_nlink - len(file.names) - file.left:
         also = "a further name" if missing == 1 else f"{missing:,} further names"
         return f"has {also} outside the given folders, so nothing would be freed"
     if why := is_fixed(file):

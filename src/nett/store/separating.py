@@ -1,14 +1,13 @@
-"""Undoing and checking links: separate files again, and whether every name still has its bytes."""
+"""Undoing links: files of their own again, where they lie, with the bytes that the journal says."""
 
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nett.core.errors import ProofFailed, Refused, UsageError
 from nett.core.progress import report
@@ -18,47 +17,11 @@ from nett.core.staging import sync_folder
 from nett.store import sharing
 from nett.store.copying import copy_bytes
 from nett.store.handle import Handle, NotLinked, held
-from nett.store.link_record import LinkRecord, is_open, journal_of, name_of
+from nett.store.link_record import LinkRecord, journal_of, name_of, was_done
 
 BATCH = 64  # files that are put on disk together
 Pair = Mapping[str, Any]
-Check = dict[str, Any]
-
-
-def check_pairs(folder: Path) -> list[Check]:
-    """One check for each content that files share; each file is read once, under whichever names."""
-    groups: dict[str, list[Pair]] = defaultdict(list)
-    for pair in journal_of(folder).values():
-        if pair["end"] == "done":
-            groups[pair["sha256"]].append(pair)
-    checks = []
-    for sha256, pairs in groups.items():
-        known: dict[tuple[int, int], str] = {}
-        paths = list(dict.fromkeys(path for p in pairs for path in (p["kept"], *p["copies"])))
-        found = {path: _looked_at(path, sha256, known) for path in paths}
-        wrong = next((p for p, word in found.items() if word == "changed"), None)
-        gone = sum(word == "gone" for word in found.values())
-        detail = f"{len(paths) - gone:,} names, sha256 equal" + (f"; {gone:,} are not there any more" if gone else "")
-        if wrong is not None:
-            detail = f"{shown(wrong)} does not hold the bytes any more that it was linked with"
-        checks.append({"name": f"equal to {shown(paths[0])}", "ok": wrong is None, "detail": detail})
-    return checks
-
-
-def _looked_at(path: str, sha256: str, known: dict[tuple[int, int], str]) -> str:
-    try:
-        with held(name_of(path)) as handle:
-            now = os.fstat(handle.fd)
-            key = now.st_dev, now.st_ino
-            if key not in known:
-                known[key] = open_sha256(handle.fd) if stat.S_ISREG(now.st_mode) else ""
-            return "equal" if known[key] == sha256 else "changed"
-    except FileNotFoundError:  # its folder
-        return "gone"
-    except NotLinked as why:
-        if why.gone:
-            return "gone"
-        raise Refused(str(why), where=shown(path)) from why
+Key = tuple[int, int]
 
 
 def separate(
@@ -80,13 +43,16 @@ def separate(
             raise UsageError(f"{name} does not apply: files become separate where they lie", where=folder)
     began = time.monotonic()
     if dry_run:
-        work = _groups({n: p for n, p in journal_of(folder).items() if p["end"] == "done" or is_open(p)})
+        work = _groups(
+            {n: p for n, p in journal_of(folder).items() if p["end"] == "done" or (p["end"] is None and was_done(p))}
+        )
         _check_room(work)
         names = [n for pairs in work for p in pairs for n in p["copies"]]
         lines = [f"would become a file of its own: {shown(n)}" for n in names]
         return {"say": [*lines, f"{len(names):,} in all. Nothing was changed."]}
     with LinkRecord(folder) as record:
         work = _groups(record.standing)
+        sharing.clear({os.path.dirname(c) for pairs in work for p in pairs for c in p["copies"]})
         _check_room(work)
         report.begin("restoring", sum(pairs[0]["bytes"] for pairs in work))
         said, wrong, made = list[str](), list[str](), 0
@@ -111,16 +77,27 @@ def separate(
             record.sign(receipt["parameters"], None, seconds=time.monotonic() - began)
     if wrong:
         more = f"\n  and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
-        raise ProofFailed(f"{made:,} files are separate again, but not {wrong[0]}{more}", where=folder)
-    return {"say": [*said, f"{made:,} {'file is' if made == 1 else 'files are'} separate again"]}
+        raise ProofFailed(f"{_made(made)} separate again, but not {wrong[0]}{more}", where=folder)
+    return {"say": [*said, f"{_made(made)} separate again"]}
+
+
+def _made(count: int) -> str:
+    return f"{count:,} {'file is' if count == 1 else 'files are'}"
 
 
 def _groups(pairs: Mapping[int, Pair]) -> list[list[Pair]]:
-    """Pairs by the file that their names had before: those become one file again."""
-    groups: dict[tuple[int, ...], list[Pair]] = defaultdict(list)
-    for _, pair in sorted(pairs.items(), reverse=True):  # what was kept at first may have been linked later
-        groups[*pair["copy_inode"], pair["mtime_ns"]].append(pair)
-    return list(groups.values())
+    """What is to be one file again: a pair; with what a kill between two names of one file left for a later pair.
+    The latest first, since what was kept by one run may have been linked by the next."""
+    groups: dict[tuple[Any, ...], list[list[Pair]]] = defaultdict(list)
+    ordered: list[list[Pair]] = []
+    for _, pair in sorted(pairs.items(), reverse=True):
+        alike = groups[*pair["copy_inode"], pair["sha256"]]
+        found = next((g for g in alike if set(g[-1]["copies"]) < set(pair["copies"])), None)
+        if found is None:
+            alike.append(found := [])
+            ordered.append(found)
+        found.append(pair)
+    return ordered
 
 
 def _check_room(work: list[list[Pair]]) -> None:
@@ -140,57 +117,69 @@ def _check_room(work: list[list[Pair]]) -> None:
             )
 
 
+class _First(NamedTuple):
+    """The name that has a file of its own already, that file, and the shared one that it had."""
+
+    path: str
+    made: Key
+    was: Key
+
+
 def _separate(pairs: list[Pair]) -> tuple[list[str], int]:
     """One file as it was before: a copy under its first name, its other names links to that."""
     said: list[str] = []
-    first: tuple[str, tuple[int, int]] | None = None
     count = 0
-    for pair in pairs:
-        for path in pair["copies"]:
-            try:
-                name = name_of(path)
-                with held(name) as handle:
-                    now = os.fstat(handle.fd)
-                    if why := _is_separate(pair, now, first):
-                        said += [f"{shown(path)} {why}"]
-                        first = first or ((path, (now.st_dev, now.st_ino)) if why == _ALREADY else None)
-                        continue
-                    if first is None:
-                        if not _copy(handle, pair):
-                            said += [f"{shown(path)} was written to since and has bytes of its own"]
-                            continue
-                        made = os.stat(name.name, dir_fd=handle.folder, follow_symlinks=False)
-                        first = path, (made.st_dev, made.st_ino)
-                    else:
-                        _link(handle, *first)
-                    count += 1
-            except FileNotFoundError:
-                said += [f"{shown(path)} is not there any more"]
-            except NotLinked as why:
-                if not why.gone:
-                    raise
-                said += [f"{shown(path)} is not there any more"]
+    first = next((f for pair in pairs for path in pair["copies"] if (f := _own(pair, path))), None)
+    for pair, path in ((p, c) for p in pairs for c in p["copies"]):
+        try:
+            with held(name_of(path)) as handle:
+                now = os.fstat(handle.fd)
+                if not _shares(pair, now):
+                    said += [] if first and _key(now) == first.made else [f"{shown(path)} is another file by now"]
+                    continue
+                if first is not None and _key(now) == first.was:
+                    _link(handle, first)
+                elif _copy(handle, pair):
+                    made = os.stat(handle.name.name, dir_fd=handle.folder, follow_symlinks=False)
+                    first = first or _First(path, _key(made), _key(now))
+                else:
+                    said += [f"{shown(path)} was written to since and has bytes of its own"]
+                    continue
+                count += 1
+        except (FileNotFoundError, NotLinked) as why:
+            if isinstance(why, NotLinked) and not why.gone:
+                raise
+            said += [f"{shown(path)} is not there any more"]
     return said, count
 
 
-_ALREADY = "is a file of its own already"
-
-
-def _is_separate(pair: Pair, now: os.stat_result, first: tuple[str, tuple[int, int]] | None) -> str | None:
-    key = now.st_dev, now.st_ino
-    if first is not None and key == first[1]:
-        return _ALREADY
-    if pair["how"] == "reflink":
-        return None
-    shared = now.st_nlink > 1 and (list(key) == pair["kept_inode"] or _is(pair["kept"], now))
-    return None if shared else _ALREADY
-
-
-def _is(path: str, found: os.stat_result) -> bool:
+def _own(pair: Pair, path: str) -> _First | None:
+    """The name as the first, if it shares nothing and has the bytes: an earlier run was killed after it, or before."""
     try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), found)
-    except OSError:
+        with held(name_of(path)) as handle:
+            now = os.fstat(handle.fd)
+            if pair["how"] == "hardlink" and not _shares(pair, now) and open_sha256(handle.fd) == pair["sha256"]:
+                return _First(path, _key(now), (pair["kept_inode"][0], pair["kept_inode"][1]))
+    except (OSError, NotLinked):
+        return None
+    return None
+
+
+def _key(found: os.stat_result) -> Key:
+    return found.st_dev, found.st_ino
+
+
+def _shares(pair: Pair, now: os.stat_result) -> bool:
+    """Whether the file has another name that linking gave it; of reflinks that is not asked, but taken so."""
+    if pair["how"] == "reflink":
+        return True
+    if now.st_nlink == 1:
         return False
+    try:
+        kept = os.stat(pair["kept"], follow_symlinks=False)
+    except OSError:
+        return bool(list(_key(now)) == pair["kept_inode"])
+    return os.path.samestat(kept, now) or bool(list(_key(now)) == pair["kept_inode"])
 
 
 def _copy(handle: Handle, pair: Pair) -> bool:
@@ -235,11 +224,10 @@ class _Changed(Exception):
     """The bytes are not those of the journal."""
 
 
-def _link(handle: Handle, path: str, key: tuple[int, int]) -> None:
-    with held(name_of(path)) as source:
-        found = os.fstat(source.fd)
-        if (found.st_dev, found.st_ino) != key:
-            raise NotLinked(f"{shown(path)} is another file now")
+def _link(handle: Handle, first: _First) -> None:
+    with held(name_of(first.path)) as source:
+        if _key(os.fstat(source.fd)) != first.made:
+            raise NotLinked(f"{shown(first.path)} is another file now")
 
         def make(staged: str) -> None:
             os.link(source.name.name, staged, src_dir_fd=source.folder, dst_dir_fd=handle.folder, follow_symlinks=False)

@@ -7,15 +7,16 @@ makes one file of two names. A name is only ever replaced by a rename: at each m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from nett.store.handle import Handle, NotLinked
-from nett.store.tree import File, Name
+from nett.store.tree import STAGED, File, Name
 
 FICLONE, FIDEDUPERANGE, FIEMAP = 0x40049409, 0xC0189436, 0xC020660B
 _ABSENT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS)
@@ -125,6 +126,14 @@ def remove(folder: int, staged: str) -> None:
         os.unlink(staged, dir_fd=folder)
     except FileNotFoundError:
         return
+
+
+def clear(folders: Iterable[str]) -> None:
+    """Remove what killed acts had in hand: further names or copies of files, never the only one."""
+    for folder in sorted(folders):
+        with contextlib.suppress(OSError):
+            for name in filter(STAGED.fullmatch, os.listdir(folder)):
+                os.unlink(os.path.join(folder, name))
 
 
 def hardlink(source: Handle, kept: File, copy: Handle) -> None:

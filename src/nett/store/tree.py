@@ -43,6 +43,7 @@ class File:
     stat: os.stat_result
     names: list[Name]
     sha256: str = ""
+    left: int = 0  # names that killed acts gave it
 
     @property
     def path(self) -> str:
@@ -78,6 +79,7 @@ def walk(roots: Iterable[Path], *, least: int, but: Path | None = None) -> Tree:
     """Every regular file of ``least`` bytes or more under ``roots``, by path; ``but`` is a folder to pass over."""
     tree, left, seen = Tree(), Counter[tuple[str, str]](), set[tuple[int, int]]()
     files: dict[tuple[int, int], File] = {}
+    left_behind = Counter[tuple[int, int]]()
     waiting: list[str] = []
     hub = hub_cache()
     for root in sorted({os.path.realpath(r) for r in roots}, reverse=True):
@@ -118,6 +120,7 @@ def walk(roots: Iterable[Path], *, least: int, but: Path | None = None) -> Tree:
                 name = Name(folder, entry.name, place)
                 if STAGED.fullmatch(entry.name):
                     tree.leftovers.append(name)
+                    left_behind[found.st_dev, found.st_ino] += 1
                 elif _UNFINISHED.fullmatch(entry.name):
                     unfinished += 1
                 elif found.st_size >= max(1, least):
@@ -125,6 +128,7 @@ def walk(roots: Iterable[Path], *, least: int, but: Path | None = None) -> Tree:
         waiting += reversed(folders)
     for one in files.values():
         one.names.sort()
+        one.left = left_behind[one.key]
     tree.files = sorted(files.values(), key=lambda f: f.names[0])
     tree.notes = [f"left alone in {shown(where)}: {n:,} {_noun(n)} {why}" for (where, why), n in sorted(left.items())]
     if unfinished:
