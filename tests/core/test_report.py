@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nett.core.errors import NettError
@@ -156,6 +156,7 @@ KEYS = ["room", "method", "title", "papers", "guarantee", "parameters", "inputs"
         "warnings", "quality", "recipe", "created", "nett", "proof", "options"]  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON | RECORDS, max_size=8))
 def test_any_receipt_gives_a_page(receipt: dict[str, Any]) -> None:
     assert_self_contained(receipt_page(receipt).render())
@@ -164,6 +165,7 @@ def test_any_receipt_gives_a_page(receipt: dict[str, Any]) -> None:
 NUMBERS = st.none() | st.floats() | st.integers(-(10**400), 10**400)
 
 
+@settings(max_examples=30)
 @given(st.lists(NUMBERS, max_size=30), st.sampled_from(["", "bytes", "s"]))
 def test_any_numbers_give_a_chart(values: list[Any], unit: str) -> None:
     page = Page("t")

@@ -221,8 +221,10 @@ def test_the_base_takes_no_part_where_the_method_has_one(models: dict[str, Model
     assert any("have no effect" in note for note in json.loads(Path("out/nett.json").read_text())["notes"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "torch.bfloat16"])
-@pytest.mark.parametrize("out_dtype", [None, "float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [("bfloat16", None), ("float16", "float32"), ("float32", "bfloat16"), ("torch.bfloat16", "float64"), ("float32", None)],
+)  # fmt: skip
 def test_types(models: dict[str, Model], dtype: str, out_dtype: str | None) -> None:
     """Inputs are rounded to dtype, sums are in float32, the output is rounded once, to out_dtype or else dtype."""
     names = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64", "torch.bfloat16": "BF16"}

@@ -130,7 +130,8 @@ def test_aliases_that_blow_up() -> None:
     text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True):
         text += f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
-    refused(text, None, "aliases stand for too much")
+    write_recipe(Path("recipe.yml"), text)
+    nett("merge", "explain", "recipe.yml").failed(2, "aliases stand for too much")
 
 
 def test_required_weights() -> None:
