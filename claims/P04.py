@@ -18,39 +18,47 @@ tuned over equally many settings; the five lambdas count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from math import hypot, sqrt
 
 import numpy as np
 
 import nett
-from claims.beds import Bed, Case, Flat, accuracy, sampling_error
-from claims.masks import LAMBDAS, TYPES, choose_lambdas, masked, through_files, uses
+from claims.beds import Bed, Case, accuracy
+from claims.masks import (
+    CONSENSUS,
+    CONSENSUS_TIES,
+    OVERLAP,
+    REST,
+    TIES_SUM,
+    TYPES,
+    choose_lambdas,
+    consensus_over_sum,
+    consensus_over_ties,
+    interference,
+    masked,
+    through_files,
+    uses,
+)
 from claims.merging import (
     ALONE,
     AVERAGE,
     BASE,
-    BUDGET,
     DENSITIES,
     TASK_ARITHMETIC,
     TIES,
     Chosen,
     Say,
     Settings,
-    Way,
     add_trivial,
     all_cases,
     frontier_point,
     merged_points,
     seconds_of,
     slope_figures,
-    sum_scales,
     tune,
-    with_density,
 )
-from claims.outcomes import Cell, Gap, Outcomes, better, say_gaps, spread
+from claims.outcomes import Cell, Outcomes, better, kept, say_gaps, worst_tasks
 from nett.core.claims import Check, Figure, Result
 from nett.core.standing import Point
 
@@ -61,31 +69,13 @@ CLAIM = (
 )
 METHODS = ["merge/tall_masks", "merge/consensus"]
 
-SUM_LAST = 2.0  # the largest scale on what ties elects and sums
-TIES_SUM = Way("ties, summed", partial(nett.merge.ties, normalize=False), lambda n: with_density(SUM_LAST))
-CONSENSUS, CONSENSUS_TIES = "consensus", "consensus over ties"
 SINGLE = "best single merged model"
 REBUILT = "each task rebuilt from its mask"
+OWN_ON_MASK = "each task's own vector on its mask"
+KEPT_OF = "accuracy kept of the fine-tunes'"
 ROUNDED = {"float32": ALONE, "bfloat16": f"{ALONE}, bfloat16"}
 RESTORED = {"float32": REBUILT, "bfloat16": f"{REBUILT}, bfloat16"}
 KEPT, THIRD, SOME = 99.0, 1 / 3, 1.0
-
-
-def consensus_over_ties(lambdas: Mapping[float, Sequence[float]]) -> Way:
-    """Consensus over ties, with the lambdas that were chosen at each density."""
-
-    def make(base: Flat, tuned: Sequence[Flat], *, density: float, scale: float, min_tasks: int = 2) -> Flat:
-        options = {"over": "ties", "density": density, "mask_lambda": list(lambdas[density])}
-        return nett.merge.consensus(base, tuned, min_tasks=min_tasks, scale=scale, **options)
-
-    spent = len(LAMBDAS) * len(DENSITIES)
-    return Way(CONSENSUS_TIES, make, lambda n: with_density(SUM_LAST, BUDGET - spent))
-
-
-def consensus_over_sum(lambdas: Sequence[float], min_tasks: int = 2) -> Way:
-    """Consensus over task arithmetic."""
-    make = partial(nett.merge.consensus, min_tasks=min_tasks, mask_lambda=list(lambdas))
-    return Way(CONSENSUS, make, lambda n: [{"scale": s} for s in sum_scales(n, BUDGET - len(LAMBDAS))])
 
 
 def run(seeds: Sequence[int], progress: Say) -> Result:
@@ -119,12 +109,13 @@ def experiment(cases: Iterable[Case], skipped: dict[str, str], progress: Say) ->
         progress(f"{case.bed.name}, {case.bed.size}, seed {max(case.draws)}: {said}")
     outcomes, figures = got.outcomes, got.figures
     for cell, by_seed in outcomes.correct.items():
-        for name in (ALONE, AVERAGE, BASE, *RESTORED.values(), ROUNDED["bfloat16"]):
+        for name in (ALONE, AVERAGE, BASE, OWN_ON_MASK, *RESTORED.values(), ROUNDED["bfloat16"]):
             figures += [Figure(*cell, seed, name, accuracy(found[name])) for seed, found in by_seed.items()]
     for a, b in ((REBUILT, ALONE), (CONSENSUS, TASK_ARITHMETIC.name), (CONSENSUS_TIES, TIES_SUM.name)):
         figures += slope_figures(outcomes, a, b)
     frontier = [p for cell in got.last for p in _points(got, cell)]
-    return Result(_checks(got), figures, frontier, skipped)
+    checks = _checks(got)
+    return Result(checks, figures, frontier, skipped, () if all(c.holds for c in checks) else _because(got))
 
 
 def _one_case(got: Gathered, case: Case) -> None:
@@ -141,12 +132,13 @@ def _one_case(got: Gathered, case: Case) -> None:
         single = max((found[w.name][seed] for w in (TASK_ARITHMETIC, TIES)), key=lambda c: accuracy(c.correct))
         outcomes.add(bed, seed, SINGLE, single.correct)
         nbytes = _files(got, bed, seed, lambdas)
-        shares = uses(bed, lambdas)
-        got.shares.setdefault(cell, []).append((shares[0], shares[1]))
-        for k, share in enumerate(shares):
-            got.note(bed, seed, f"weights in {k} masks", share)
+        _look_inside(got, bed, seed, lambdas)
         over = masked(bed, over_ties[0.2][seed], over="ties", density=0.2)
         got.note(bed, seed, f"{REBUILT}, over ties", accuracy(bed.own_correct(over, "test")))
+        for count in (n for n in (2, 4) if n < len(bed.tasks)):
+            few = bed.of(bed.tasks[:count], bed.size)
+            back = few.own_correct(masked(few, choose_lambdas(few, {seed: rows})[seed]), "test")
+            got.note(bed, seed, f"{KEPT_OF}, first {count} tasks", kept(few.own_correct(few.models, "test"), back))
         got.last[cell] = bed, {n: by[seed].settings for n, by in found.items()}, lambdas, nbytes
     for name, by_seed in found.items():
         for seed, chosen in by_seed.items():
@@ -154,9 +146,23 @@ def _one_case(got: Gathered, case: Case) -> None:
             got.note(bed, seed, name, accuracy(chosen.correct), note=chosen.note)
 
 
+def _look_inside(got: Gathered, bed: Bed, seed: int, lambdas: list[float]) -> None:
+    """Where the accuracy goes: what the masks leave out, what other tasks add within them; and who uses the weights."""
+    done = got.outcomes.correct[bed.name, bed.size][seed]
+    got.note(bed, seed, f"{KEPT_OF}, all tasks", kept(done[ALONE], done[REBUILT]))
+    vectors, values = interference(bed, lambdas)
+    got.outcomes.add(bed, seed, OWN_ON_MASK, bed.own_correct(vectors, "test"))
+    for what, value in values.items():
+        got.note(bed, seed, what, value)
+    shares = uses(bed, lambdas)
+    got.shares.setdefault((bed.name, bed.size), []).append((shares[0], shares[1]))
+    for k, share in enumerate(shares):
+        got.note(bed, seed, f"weights in {k} masks", share)
+
+
 def _files(got: Gathered, bed: Bed, seed: int, lambdas: list[float]) -> int:
     """Merge and restore through files in each type; the bytes that serve all tasks in float32."""
-    kept = 0
+    serving = 0
     for name, dtype in TYPES.items():
         files = through_files(bed, lambdas, dtype)
         ours, apart = files.bytes_base + files.bytes_merged, files.bytes_base + files.bytes_tuned
@@ -169,8 +175,8 @@ def _files(got: Gathered, bed: Bed, seed: int, lambdas: list[float]) -> int:
         got.note(bed, seed, f"base, vector and masks of fine-tunes alone, {name}", 100 * ours / files.bytes_tuned)
         if len(bed.tasks) == 8:
             got.ratios[name, bed.name, bed.size] = ours / apart
-        kept = ours if name == "float32" else kept
-    return kept
+        serving = ours if name == "float32" else serving
+    return serving
 
 
 def _points(got: Gathered, cell: Cell) -> list[Point]:
@@ -183,52 +189,61 @@ def _points(got: Gathered, cell: Cell) -> list[Point]:
     return points
 
 
-def _retained(outcomes: Outcomes, cell: Cell, name: str) -> float:
-    """Mean over the seeds and tasks of the accuracy after, as a percentage of the fine-tune's own."""
-    shares = [
-        after.mean() / found[ROUNDED[name]][task].mean()
-        for found in outcomes.correct[cell].values()
-        for task, after in found[RESTORED[name]].items()
-    ]
-    return 100 * float(np.mean(shares))
+def _because(got: Gathered) -> list[str]:
+    """The causes, in the figures of this run; only what they bear out is said."""
+    outcomes, said = got.outcomes, list[str]()
+    cells = list(outcomes.correct)
 
+    def span(what: str) -> str:
+        """Smallest and largest mean over the seeds of one thing measured."""
+        by_cell: dict[Cell, list[float]] = {}
+        for f in (f for f in got.figures if f.what == what):
+            by_cell.setdefault((f.bed, f.size), []).append(f.value)
+        means = [float(np.mean(v)) for v in by_cell.values()]
+        return f"{min(means):.1f} to {max(means):.1f}"
 
-def _worst(outcomes: Outcomes) -> list[tuple[float, float, str]]:
-    """For each cell its worst task: percent kept and its standard error, joined as in :meth:`Outcomes.gap`."""
-    found = []
-    for cell, by_seed in outcomes.correct.items():
-        rows: dict[str, list[tuple[float, float]]] = {}
-        for done in by_seed.values():
-            for task, after in done[REBUILT].items():
-                before = done[ALONE][task]
-                error = sampling_error({task: after}, {task: before}) / before.mean()
-                rows.setdefault(task, []).append((100 * after.mean() / before.mean(), error))
-        tasks = []
-        for task, pairs in rows.items():
-            kept, errors = zip(*pairs, strict=True)
-            tasks.append((float(np.mean(kept)), hypot(spread(kept) / sqrt(len(kept)), float(np.mean(errors))), task))
-        kept_least, error, task = min(tasks, key=lambda t: (t[0] - KEPT) / max(t[1], 1e-9))
-        found.append((kept_least, error, f"{' '.join(cell)} {task}"))
-    return found
+    def lost(before: str, after: str) -> str:
+        means = [outcomes.gap(cell, before, after).mean for cell in cells]
+        return f"{min(means):.1f} to {max(means):.1f}"
+
+    if min(f.value for f in got.figures if f.what == OVERLAP) > 20:
+        said.append(
+            f"The tasks do not keep to weights of their own: {span(OVERLAP)} % of one task's largest fifth lies in "
+            "another's, and chance gives 20 %."
+        )
+    said.append(
+        f"A rebuilt task vector is off by {span(REST)} % of its length. What the masks leave out costs "
+        f"{lost(ALONE, OWN_ON_MASK)} points; what the other tasks add within the masks, {lost(OWN_ON_MASK, REBUILT)}. "
+        f"It grows with the tasks: {span(f'{KEPT_OF}, first 2 tasks')} % of the accuracy is kept with two, "
+        f"{span(f'{KEPT_OF}, all tasks')} % with all."
+    )
+    if all(outcomes.gap(cell, CONSENSUS, TASK_ARITHMETIC.name).mean < 0 for cell in cells):
+        said.append(
+            f"Weights of one mask only are {span('weights in 1 masks')} % of all and hold part of what their task "
+            f"learnt: consensus drops them and loses {lost(TASK_ARITHMETIC.name, CONSENSUS)} points to task arithmetic."
+        )
+    return said
 
 
 def _checks(got: Gathered) -> list[Check]:
     outcomes = got.outcomes
-    kept = {(name, *cell): _retained(outcomes, cell, name) for name in TYPES for cell in outcomes.correct}
-    worst = _worst(outcomes)
+    shares_kept = {
+        (name, *cell): outcomes.kept(cell, ROUNDED[name], RESTORED[name]) for name in TYPES for cell in outcomes.correct
+    }
+    worst = worst_tasks(outcomes, ALONE, REBUILT, KEPT)
     over_single = outcomes.gaps(REBUILT, SINGLE)
     arithmetic, ties = outcomes.gaps(CONSENSUS, TASK_ARITHMETIC.name), outcomes.gaps(CONSENSUS_TIES, TIES_SUM.name)
     shares = {cell: np.mean(rows, axis=0) for cell, rows in got.shares.items()}
     return [
         Check(
             "rebuilt tasks keep more than 99 % of their fine-tunes' accuracy in the mean, in float32 and bfloat16",
-            all(value > KEPT for value in kept.values()),
-            "; ".join(f"{' '.join(key[1:])} {key[0]} {value:.2f} %" for key, value in kept.items()),
+            all(value > KEPT for value in shares_kept.values()),
+            "; ".join(f"{' '.join(key[1:])} {key[0]} {value:.2f} %" for key, value in shares_kept.items()),
         ),
         Check(
             "no task keeps less than 99 % by more than two standard errors",
-            not any(Gap(value - KEPT, error).below for value, error, _ in worst),
-            "worst: " + "; ".join(f"{task} {value:.2f} ± {error:.2f} %" for value, error, task in worst),
+            not any(gap.below for _, gap in worst),
+            "the worst: " + "; ".join(f"{task} {KEPT + gap.mean:.2f} ± {gap.error:.2f} %" for task, gap in worst),
         ),
         Check(
             "rebuilt tasks beat the best single merged model at every bed and size by more than two standard errors",

@@ -1,9 +1,11 @@
-"""TALL-masks on a bed: lambdas chosen by validation, tasks rebuilt in memory and through nett's own files."""
+"""TALL-masks and consensus on a bed: lambdas chosen by validation, tasks rebuilt in memory and through nett's files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 import nett
 from claims.beds import Bed, Flat, Rows
+from claims.merging import BUDGET, DENSITIES, Way, sum_scales, with_density
 from nett.core.cards import find_card
 from nett.core.errors import NettError
 from nett.merge.engine import run as merge
@@ -20,6 +23,11 @@ from nett.merge.restoring import restore_task
 
 LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SUM_LAST = 2.0  # the largest scale on what ties elects and sums
+TIES_SUM = Way("ties, summed", partial(nett.merge.ties, normalize=False), lambda n: with_density(SUM_LAST))
+CONSENSUS, CONSENSUS_TIES = "consensus", "consensus over ties"
+OVERLAP = "largest fifth of a task vector that lies in another's"
+REST = "distance of a rebuilt task vector from the true one, of its length"
 
 
 def masked(bed: Bed, lambdas: Sequence[float] | float, **over: Any) -> list[Flat]:
@@ -42,6 +50,37 @@ def uses(bed: Bed, lambdas: Sequence[float]) -> list[float]:
     found = nett.merge.tall_masks(bed.base, bed.models, mask_lambda=lambdas)
     count = np.sum(found["mask*"], axis=0)[found["multi_task_vector"] != 0]
     return [100 * float((count == k).mean()) for k in range(len(bed.tasks) + 1)]
+
+
+def consensus_over_ties(lambdas: Mapping[float, Sequence[float]]) -> Way:
+    """Consensus over ties, with the lambdas that were chosen at each density."""
+
+    def make(base: Flat, tuned: Sequence[Flat], *, density: float, scale: float, min_tasks: int = 2) -> Flat:
+        options = {"over": "ties", "density": density, "mask_lambda": list(lambdas[density])}
+        return nett.merge.consensus(base, tuned, min_tasks=min_tasks, scale=scale, **options)
+
+    spent = len(LAMBDAS) * len(DENSITIES)
+    return Way(CONSENSUS_TIES, make, lambda n: with_density(SUM_LAST, BUDGET - spent))
+
+
+def consensus_over_sum(lambdas: Sequence[float], min_tasks: int = 2) -> Way:
+    """Consensus over task arithmetic."""
+    make = partial(nett.merge.consensus, min_tasks=min_tasks, mask_lambda=list(lambdas))
+    return Way(CONSENSUS, make, lambda n: [{"scale": s} for s in sum_scales(n, BUDGET - len(LAMBDAS))])
+
+
+def interference(bed: Bed, lambdas: Sequence[float]) -> tuple[list[Flat], dict[str, float]]:
+    """Every task's own vector on its mask, on the base; and, in percent, how far the rebuilt vectors are off and how
+    much of one task's largest fifth is also another's."""
+    found = nett.merge.tall_masks(bed.base, bed.models, mask_lambda=lambdas)
+    deltas = [m - bed.base for m in bed.models]
+    own = [bed.base + mask * delta for mask, delta in zip(found["mask*"], deltas, strict=True)]
+    vector = found["multi_task_vector"]
+    off = [np.linalg.norm(m * vector - d) / np.linalg.norm(d) for m, d in zip(found["mask*"], deltas, strict=True)]
+    nothing = np.zeros_like(bed.base)
+    fifths = [nett.merge.ties(nothing, [d], density=0.2, scale=1.0) != 0 for d in deltas]
+    shared = [(a & b).sum() / a.sum() for a, b in permutations(fifths, 2)]
+    return own, {REST: 100 * float(np.mean(off)), OVERLAP: 100 * float(np.mean(shared))}
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Outcomes:
     def gaps(self, a: str, b: str) -> dict[Cell, Gap]:
         return {cell: self.gap(cell, a, b) for cell in self.correct}
 
+    def kept(self, cell: Cell, before: str, after: str) -> float:
+        """Mean over the seeds of :func:`kept`."""
+        return float(np.mean([kept(found[before], found[after]) for found in self.correct[cell].values()]))
+
     def slopes(self, a: str, b: str) -> dict[str, list[float]]:
         """Bed -> by how much ``a`` minus ``b`` changes when the size doubles, one value a seed."""
         found: dict[str, list[float]] = {}
@@ -101,3 +105,27 @@ def say_gaps(gaps: Mapping[Cell, Gap]) -> str:
 def spread(values: Sequence[float]) -> float:
     """Standard deviation over the seeds; 0 for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def kept(before: Correct, after: Correct) -> float:
+    """Mean over the tasks of the accuracy after, as a percentage of the accuracy before."""
+    return 100 * float(np.mean([after[task].mean() / before[task].mean() for task in before]))
+
+
+def worst_tasks(outcomes: Outcomes, before: str, after: str, limit: float) -> list[tuple[str, Gap]]:
+    """For each cell the task that falls short of keeping ``limit`` percent by most standard errors, and by how much."""
+    found = []
+    for cell, by_seed in outcomes.correct.items():
+        rows: dict[str, list[tuple[float, float]]] = {}
+        for done in by_seed.values():
+            for task, now in done[after].items():
+                then = done[before][task]
+                error = sampling_error({task: now}, {task: then}) / then.mean()
+                rows.setdefault(task, []).append((100 * now.mean() / then.mean() - limit, error))
+        gaps = {}
+        for task, pairs in rows.items():
+            values, errors = zip(*pairs, strict=True)
+            gaps[task] = Gap(float(np.mean(values)), hypot(spread(values) / sqrt(len(values)), float(np.mean(errors))))
+        task = min(gaps, key=lambda t: gaps[t].mean / max(gaps[t].error, 1e-9))
+        found.append((f"{' '.join(cell)} {task}", gaps[task]))
+    return found

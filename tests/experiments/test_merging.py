@@ -121,12 +121,12 @@ def test_without_assets_merge8_is_left_out_with_the_reason(monkeypatch: pytest.M
 
 def ways(bed: Any) -> dict[str, tuple[Any, int]]:
     """Every way of both claims, and how many settings its masks took before its own grid."""
-    p10, p04, merging = module("P10"), module("P04"), module("merging")
+    p10, masks, merging = module("P10"), module("masks"), module("merging")
     lambdas = [0.4] * len(bed.tasks)
-    found = {w.name: (w, 0) for w in (*p10.WAYS, p04.TIES_SUM)}
-    found[p04.CONSENSUS] = p04.consensus_over_sum(lambdas), len(p04.LAMBDAS)
+    found = {w.name: (w, 0) for w in (*p10.WAYS, masks.TIES_SUM)}
+    found[masks.CONSENSUS] = masks.consensus_over_sum(lambdas), len(masks.LAMBDAS)
     by_density = dict.fromkeys(merging.DENSITIES, lambdas)
-    found[p04.CONSENSUS_TIES] = p04.consensus_over_ties(by_density), len(p04.LAMBDAS) * len(merging.DENSITIES)
+    found[masks.CONSENSUS_TIES] = masks.consensus_over_ties(by_density), len(masks.LAMBDAS) * len(merging.DENSITIES)
     return found
 
 
@@ -212,6 +212,23 @@ def test_slopes_are_per_doubling() -> None:
     assert found == {"d": [pytest.approx(25)]}
 
 
+def test_the_worst_task_by_hand() -> None:
+    """Of ten examples, one task goes from 10 right to 9, the other from 4 to 4."""
+    outcomes = module("outcomes")
+    found, rows = outcomes.Outcomes(), lambda n: np.arange(10) < n
+
+    class Named:
+        name, size = "bed", "2 tasks"
+
+    found.add(Named, 0, "before", {"x": rows(10), "y": rows(4)})
+    found.add(Named, 0, "after", {"x": rows(9), "y": rows(4)})
+    cell = ("bed", "2 tasks")
+    assert found.kept(cell, "before", "after") == pytest.approx((90 + 100) / 2)
+    ((name, gap),) = outcomes.worst_tasks(found, "before", "after", 99)
+    assert name == "bed 2 tasks x" and gap.mean == pytest.approx(-9)
+    assert gap.error == pytest.approx(100 * np.sqrt(0.09 / 10)) and not gap.below
+
+
 # -- the claims, at toy size ------------------------------------------------------------------------------------
 
 
@@ -254,6 +271,28 @@ def test_lambdas_are_the_best_of_five_for_each_task(bed: Any, draws: Any) -> Non
     for i, task in enumerate(bed.tasks):
         scores = [bed.correct(masks.masked(bed, v)[i], task, "val").mean() for v in masks.LAMBDAS]
         assert chosen[i] == masks.LAMBDAS[int(np.argmax(scores))]
+
+
+def test_what_masks_do_by_hand(on_path: None) -> None:
+    """Two tasks of four weights: tau_MT = (3, 0, 2, 5); at lambda 1 a mask keeps |tau| > |the other's tau|."""
+    masks, beds = module("masks"), module("beds")
+    taus = np.float32([1, 1, 2, 0]), np.float32([2, -1, 0, 5])
+    bed = beds.Bed(
+        "b",
+        "2 tasks",
+        ("x", "y"),
+        {"w": (4,)},
+        np.zeros(4, np.float32),
+        dict(zip("xy", taus, strict=True)),
+        {},
+        lambda *a: None,
+    )
+    assert [r.tolist() for r in masks.masked(bed, 1.0)] == [[0, 0, 2, 0], [3, 0, 0, 5]]
+    assert masks.uses(bed, 1.0) == [0.0, 100.0, 0.0]  # of the three weights that the vector moves
+    own, values = masks.interference(bed, [1.0, 1.0])
+    assert [o.tolist() for o in own] == [[0, 0, 2, 0], [2, 0, 0, 5]]
+    off = np.sqrt(2 / 6), np.sqrt((1 + 1) / 30)
+    assert values[masks.REST] == pytest.approx(100 * np.mean(off))
 
 
 def test_uses_add_up(bed: Any) -> None:
