@@ -76,6 +76,16 @@ def test_json_is_as_promised() -> None:
     assert {r["room"] for r in found} >= {"merge", "weights", "lake"} and not any("." in r["room"] for r in found)
 
 
+def test_the_first_papers_stand_as_their_results_say() -> None:
+    """P04 and P10 work; whether their effect was seen is what was stored, whichever way."""
+    for paper, methods in (("P10", ["ties"]), ("P04", ["consensus", "tall_masks"])):
+        found = row(paper)
+        assert set(methods) <= set(found["methods"])
+        assert (found["status"], found["room"]) == ("works", "merge")
+        stored = json.loads((results.ROOT / "claims" / f"{paper}.json").read_text())
+        assert found["claim"] == stored["verdict"] in ("holds", "fails")
+
+
 def test_without_results_nothing_works(empty: Path) -> None:
     assert (row("P10")["status"], row("P10")["claim"]) == ("building", "none")
     assert row("P01")["status"] == "planned"

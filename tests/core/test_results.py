@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -158,6 +160,59 @@ def test_where_nothing_can_be_written_it_is_said(toy: Toys) -> None:
     results.ROOT.write_text("a file where the folder should be")
     with pytest.raises(Refused, match="run from a checkout that is yours"):
         store_law(toy.card("one"), {"a": "passed"})
+
+
+def report(law: str, outcome: str, *, when: str = "call", card: str = "merge/one", why: Any = None) -> Any:
+    return SimpleNamespace(
+        user_properties=[("card", card), ("law", law)], outcome=outcome, skipped=outcome == "skipped", when=when, longrepr=why
+    )  # fmt: skip
+
+
+def gathered(*reports: Any) -> dict[str, dict[str, str]]:
+    """What the plugin of ``--store-laws`` makes of reports."""
+    from conftest import _Laws
+
+    plugin = _Laws(SimpleNamespace())  # type: ignore[arg-type]
+    for each in reports:
+        plugin.pytest_runtest_logreport(each)
+    return plugin.outcomes
+
+
+def test_a_law_holds_only_if_every_phase_of_it_does() -> None:
+    phases = ("setup", "call", "teardown")
+    for broken in phases:
+        reports = [report("a", "failed" if p == broken else "passed", when=p) for p in phases]
+        assert gathered(*reports) == {"merge/one": {"a": "failed"}}
+    assert gathered(*(report("a", "passed", when=p) for p in phases)) == {"merge/one": {"a": "passed"}}
+    skipped = report("b", "skipped", when="setup", why=("file", 1, "Skipped: no torch"))
+    found = gathered(skipped, report("b", "passed", when="teardown"))
+    assert found == {"merge/one": {"b": "skipped: Skipped: no torch"}}
+    assert gathered(SimpleNamespace(user_properties=[])) == {}
+
+
+@pytest.mark.parametrize(
+    ("ran", "stored"), [(("a", "b"), True), (("a",), False), (("a", "b", "c"), False), ((), False)]
+)
+def test_part_of_the_laws_is_not_stored(
+    toy: Toys, monkeypatch: pytest.MonkeyPatch, ran: tuple[str, ...], stored: bool
+) -> None:
+    """A run of some laws only, as with -k, proves nothing of the card."""
+    import conformance.laws
+    from conftest import _Laws
+    from nett.core import cards
+
+    def a() -> None: ...
+    def b() -> None: ...
+
+    monkeypatch.setattr(cards, "all_cards", lambda: [toy.card("one")])
+    monkeypatch.setattr(conformance.laws, "laws_of", lambda card: [a, b])
+    plugin = _Laws(SimpleNamespace(getoption=lambda name: True))  # type: ignore[arg-type]
+    for law in ran:
+        plugin.pytest_runtest_logreport(report(law, "failed" if law == "b" else "passed"))
+    plugin.pytest_sessionfinish(SimpleNamespace())  # type: ignore[arg-type]
+    found = law_result(toy.card("one"))
+    assert (found is not None) == stored
+    assert found is None or (dict(found.laws) == {"a": "passed", "b": "failed"} and not found.passed)
 
 
 # -- the results of this repository -----------------------------------------------------------------------------
