@@ -131,6 +131,13 @@ def unlink(*, folder: str) -> dict[str, Any]:
     return engine.restore(Path(folder), read_receipt(Path(folder)))
 
 
+def store_add(*, models: Sequence[str], store: str) -> None:
+    """``nett store add``, on one thread so that its steps come in one order."""
+    from nett.store.add import add
+
+    add(models, into=store, threads=1)
+
+
 def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any) -> int:
     """Do the work and return how many write steps it took; at step ``die_at`` die like a machine without power.
 

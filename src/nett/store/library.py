@@ -33,7 +33,8 @@ from nett.core import receipt as receipts
 from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
 from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
-from nett.store.objects import StoredObject, object_path, sync_folder
+from nett.core.staging import sync_folder
+from nett.store.objects import StoredObject, object_path
 
 FORMAT = 1
 _OPEN = 256  # objects that are held open

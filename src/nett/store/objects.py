@@ -24,6 +24,7 @@ from nett.core.checkpoint.writer import FileSpec, TensorSpec
 from nett.core.codec import BLOCK, Coded, Mode, decode_block, encode_block
 from nett.core.dtypes import DTYPES, Array
 from nett.core.errors import NettError, ProofFailed, Refused
+from nett.core.staging import sync_folder
 
 VERSION = 1
 DEEPEST = 50  # differences to differences; bounds the memory of reading one block
@@ -159,12 +160,3 @@ def write_object(
     finally:
         for leftover in (temporary, body):
             leftover.unlink(missing_ok=True)
-
-
-def sync_folder(path: Path) -> None:
-    """What was renamed in a folder survives a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
