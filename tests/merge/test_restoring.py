@@ -51,7 +51,10 @@ def test_restored_task_is_a_whole_model(masks: Path, tmp_path: Path) -> None:
 def test_the_receipt_says_that_the_base_is_still_needed(masks: Path, tmp_path: Path) -> None:
     size = sum(a.nbytes // 2 for a in read_tensors(tmp_path / "base").values())
     (note,) = [n for n in receipt_of(masks)["notes"] if "rebuilt from the base" in n]
-    assert f"its {size:,} bytes are counted before and not after" in note
+    assert f"its {size:,} bytes are kept, and counted neither before nor after" in note
+    assert receipt_of(masks)["bytes_before"] == sum(
+        i["bytes"] for i in receipt_of(masks)["inputs"] if i["role"] == "model"
+    )
     merged = tmp_path / "ties"
     nett("merge", "ties", str(tmp_path / "m1"), "--base", str(tmp_path / "base"), "--out", str(merged),
          "--no-speak").succeeded()  # fmt: skip

@@ -303,15 +303,17 @@ def _receipt(
         tasks=rows,
         tensors=tensors,
         notes=[*job.notes, *_still_needed(job), *beyond_measured(job.card, sum(o["bytes"] for o in outputs))],
+        **({"bytes_before": sum(i["bytes"] for i in inputs if i["role"] == "model")} if job.card.restore else {}),
         **({"recipe": job.recipe} if job.recipe else {}),
     )
 
 
 def _still_needed(job: Job) -> list[str]:
-    """Inputs that the output does not replace, though their bytes are among those before."""
+    """Inputs that the output does not replace, so that their bytes are counted neither before nor after."""
     if job.card.restore is None or job.base is None:
         return []
-    return [f"The tasks are rebuilt from the base too: its {job.base.nbytes:,} bytes are counted before and not after."]
+    size = f"{job.base.nbytes:,} bytes"
+    return [f"The tasks are rebuilt from the base too: its {size} are kept, and counted neither before nor after."]
 
 
 def _edges(

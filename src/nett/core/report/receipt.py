@@ -105,7 +105,9 @@ def _sizes(page: Page, receipt: Mapping[str, Any]) -> None:
             rest = inputs[_MOST_INPUTS:]
             rows.append((f"{len(rest):,} more inputs", sum(finite(i["bytes"]) or 0.0 for i in rest), ""))
     if before is not None:
-        rows.append(("before", before, "all inputs" if len(inputs) > 1 else ""))
+        whole = sum(finite(i["bytes"]) or 0.0 for i in inputs)
+        counted = "all inputs" if finite(before) == whole else "without what is needed afterwards too"
+        rows.append(("before", before, counted if len(inputs) > 1 else ""))
     if after is not None:
         old, new = finite(before), finite(after)
         change = f"{100 * (new / old - 1):+.1f} %".replace("-", "−") if old and new is not None else ""
