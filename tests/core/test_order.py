@@ -17,11 +17,13 @@ from support.merging import trim_all, trim_exact
 from support.tensors import Array
 
 
-def cut_of(chunks: list[Array], density: float, ties: Any, scope: Any = "tensor") -> list[Cut]:
-    """Run the rounds of :class:`Largest` over chunks, in an order of its own each round."""
-    asks = [Largest(c, density, ties, scope) for c in chunks]
+def cut_of(chunks: list[Array], density: float, ties: Any, sample: Array | None = None) -> list[Cut]:
+    """Run the rounds of :class:`Largest` over chunks, in an order of its own each round; perhaps from a guess."""
+    asks = [Largest(c, density, ties) for c in chunks]
     known = asks[0].foregone()
     done, rounds = known is not None, 0
+    if sample is not None and not done and asks[0].by_sample:
+        known = asks[0].guess(Largest(sample, density, ties).look(None, None, Chunk("t", 0, 0)))
     while not done:
         parts = []
         for group in (range(0, len(chunks), 2), range(1, len(chunks), 2)):  # two threads
@@ -39,9 +41,15 @@ def cut_of(chunks: list[Array], density: float, ties: Any, scope: Any = "tensor"
     return [ask.tell(known, Chunk("t", 0, 0, i)) for i, ask in enumerate(asks)]
 
 
-def trimmed(values: Array, density: float, ties: Any, cuts: list[int] = []) -> Array:  # noqa: B006
+def trimmed(
+    values: Array,
+    density: float,
+    ties: Any,
+    cuts: list[int] = [],  # noqa: B006
+    sample: Array | None = None,
+) -> Array:
     chunks = np.split(values, sorted(cuts))
-    return np.concatenate([cut.trim(c) for cut, c in zip(cut_of(chunks, density, ties), chunks, strict=True)])
+    return np.concatenate([cut.trim(c) for cut, c in zip(cut_of(chunks, density, ties, sample), chunks, strict=True)])
 
 
 coarse = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 1e-45, -1e-45, 1e-40, 3e38, 2.0**-126])
@@ -57,9 +65,10 @@ def test_largest_is_what_sorting_gives(kind: type, data: st.DataObject, density:
     element = data.draw(st.sampled_from([coarse, st.floats(allow_nan=False, allow_infinity=False, width=width)]))
     values = data.draw(hnp.arrays(kind, size, elements=element))
     cuts = data.draw(st.lists(st.integers(0, size), max_size=4))
+    sample = data.draw(st.one_of(st.none(), st.just(values[::3]), st.just(values * kind(0.25)), st.just(values)))
     with pytest.MonkeyPatch.context() as patch:  # with the short way that saves a reading, without, and in between
         patch.setattr(order, "_ENTRIES", data.draw(st.sampled_from([0, 3, 1 << 21])))
-        found = trimmed(values, density, policy, cuts)
+        found = trimmed(values, density, policy, cuts, sample)
     expected = (trim_all if policy == "all" else trim_exact)(values, density)
     assert found.dtype == kind
     np.testing.assert_array_equal(found, expected)
@@ -84,6 +93,20 @@ def test_threshold_is_numpys_partition(kind: type) -> None:
             threshold = np.partition(np.abs(array), k - 1)[k - 1]
             bits = np.array([cut.threshold], np.uint32 if kind is np.float32 else np.uint64)
             assert bits.view(kind)[0] == threshold
+
+
+def test_a_good_guess_saves_a_round_and_a_bad_one_changes_nothing() -> None:
+    """The window around the sample's threshold holds that of all; or it lies below, or above."""
+    values = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
+    ask, expected = Largest(values, 0.2), np.sort(np.abs(values))[-40_001]
+    chunk = Chunk("t", 0, 0)
+    for sample, first in ((values[::10], True), (values * np.float32(0.9), False), (values * np.float32(1.1), False)):
+        known = ask.guess(Largest(sample, 0.2).look(None, None, chunk))
+        known, done = ask.settle(known, ask.look(known, None, chunk))
+        assert done == first and (known is None) == (not first)
+        while not done:
+            known, done = ask.settle(known, ask.look(known, None, chunk))
+        assert np.uint32(ask.tell(known, chunk).threshold).view(np.float32) == expected
 
 
 def test_k_rule_by_hand() -> None:

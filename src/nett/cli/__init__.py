@@ -7,6 +7,11 @@ import sys
 
 def main() -> None:
     """Entry point of ``nett``."""
-    from nett.cli.app import run
+    import gc
 
+    from nett.cli.app import run
+    from nett.core import jit
+
+    gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage: looking for it takes a tenth of them
+    jit.OWN_PROCESS = True
     sys.exit(run(sys.argv[1:]))

@@ -19,6 +19,7 @@ from nett.core.passes import Ask, Chunk, Scope
 TiePolicy = Literal["all", "lowest-index"]
 _BINS = 1 << 16
 _ENTRIES = 1 << 21  # of Digits.places, 6 bytes each
+_WINDOW = 1 << 17  # bit patterns around a guess that are counted one by one: 1.6 % of the value
 
 
 @jit
@@ -36,21 +37,26 @@ def _histogram_first(bits: Array, magnitude: Any, shift: Any, bins: Array) -> No
 
 
 @jit
+def _histogram_window(bits: Array, magnitude: Any, low: Any, bins: Array) -> None:
+    """How many lie below ``low`` (the first bin), on each bit pattern from there on, and beyond (the last)."""
+    below, beyond, size = np.int64(0), np.int64(0), bins.size - 2
+    for i in range(bits.size):
+        b = bits[i] & magnitude
+        below += np.int64(b < low)
+        place = np.int64(b) - np.int64(low)
+        beyond += np.int64(place >= size)
+        if 0 <= place < size:
+            bins[place + 1] += 1
+    bins[0] += below
+    bins[size + 1] += beyond
+
+
+@jit
 def _count_equal(bits: Array, magnitude: Any, value: Any) -> int:
     count = 0
     for i in range(bits.size):
         if (bits[i] & magnitude) == value:
             count += 1
-    return count
-
-
-@jit
-def _collect(bits: Array, magnitude: Any, prefix: Any, above: Any, found: Array) -> int:
-    count = 0
-    for i in range(bits.size):
-        b = bits[i] & magnitude
-        found[count] = b
-        count += int((b >> above) == prefix)
     return count
 
 
@@ -149,9 +155,28 @@ class Largest(Ask):
     def _width(self) -> int:
         return 63 if self.values.dtype == np.float64 else 31
 
+    @property
+    def by_sample(self) -> bool:
+        return self.ties == "all" and self._width() == 31
+
+    def guess(self, seen: Any) -> Any:
+        """The threshold is close to the sample's: a window around it is counted, and mostly one round is enough."""
+        place = int(np.searchsorted(np.cumsum(seen.bins), self._rank(int(seen.bins.sum()))))
+        return {"low": max(0, ((2 * place + 1) << 14) - _WINDOW // 2)}
+
+    def _rank(self, total: int) -> int:
+        """Which value in ascending order, counted from 1, is the smallest that stays."""
+        if self.ties == "all":
+            return total - int(total * self.density)
+        return total - max(1, int(total * self.density)) + 1
+
     def look(self, known: Any, seen: Any, chunk: Chunk) -> Any:
         bits, magnitude = _bits(self.values)
         kind = bits.dtype.type
+        if known is not None and "low" in known:
+            seen = Digits(np.zeros(_WINDOW + 2, np.int64)) if seen is None else seen
+            _histogram_window(bits, magnitude, kind(known["low"]), seen.bins)
+            return seen
         if known is not None and known["left"] == 0:
             seen = {} if seen is None else seen
             seen[chunk.index] = int(_count_equal(bits, magnitude, kind(known["prefix"])))
@@ -163,15 +188,14 @@ class Largest(Ask):
         above = known["left"]
         shift = max(0, above - 16)
         digit = kind((1 << (above - shift)) - 1)
-        if shift or self.ties == "all" or seen.places is None:
-            _histogram(bits, magnitude, kind(known["prefix"]), kind(shift), kind(above), digit, seen.bins)
+        exact = not shift and self.ties != "all" and seen.places is not None
+        here = np.zeros(int(digit) + 1, np.uint32) if exact else seen.bins
+        _histogram(bits, magnitude, kind(known["prefix"]), kind(shift), kind(above), digit, here)
+        if not exact:
             return seen
-        found = np.empty(bits.size + 1, bits.dtype)
-        count = _collect(bits, magnitude, kind(known["prefix"]), kind(above), found)
-        here = np.bincount((found[:count] & digit).astype(np.int64), minlength=1)
-        digits = np.flatnonzero(here)
+        digits = np.flatnonzero(here != 0)  # of booleans it is six times as fast
         seen.bins[digits] += here[digits]
-        seen.places[chunk.index] = (digits.astype(np.uint16), here[digits].astype(np.uint32))
+        seen.places[chunk.index] = (digits.astype(np.uint16), here[digits])
         seen.entries += digits.size
         return _within_bounds(seen)
 
@@ -184,12 +208,14 @@ class Largest(Ask):
     def settle(self, known: Any, seen: Any) -> tuple[Any, bool]:
         if isinstance(seen, dict):
             return _with_starts(known, seen), True
+        if known is not None and "low" in known:
+            cumulative = np.cumsum(seen.bins)
+            place = int(np.searchsorted(cumulative, self._rank(int(cumulative[-1]))))
+            if not 0 < place <= _WINDOW:
+                return None, False
+            return {"prefix": known["low"] + place - 1, "keep": -1}, True
         if known is None:
-            total = int(seen.bins.sum())
-            if self.ties == "all":
-                rank = total - int(total * self.density)
-            else:
-                rank = total - max(1, int(total * self.density)) + 1
+            rank = self._rank(int(seen.bins.sum()))
             known = {"rank": rank, "prefix": 0, "left": self._width(), "above": 0}
         # `rank` counts from the smallest value of the bin found so far, starting at 1.
         left = known["left"]

@@ -48,6 +48,15 @@ class Ask(ABC):
     def foregone(self) -> Any:
         """What is known without looking at anything, or None."""
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether a sample of the chunks, looked at with nothing known, helps to :meth:`guess`."""
+        return False
+
+    def guess(self, seen: Any) -> Any:
+        """What the first round should go by, from what a sample showed; the answer must not depend on it."""
+        return None
+
     @abstractmethod
     def look(self, known: Any, seen: Any, chunk: Chunk) -> Any:
         """``seen`` (None at first) with this chunk added, given what earlier rounds made ``known``."""

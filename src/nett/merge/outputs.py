@@ -86,16 +86,17 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
     """The function that turns a kernel's result for one chunk into :class:`Made`; runs in the worker threads."""
     outputs = outputs_of(job.card)
 
-    def encoded(task: TensorTask, values: Array) -> Array:
+    def encoded(task: TensorTask, values: Array) -> tuple[Array, Array]:
         raw = encode(np.asarray(values).ravel(), task.dtype)
-        bad = count_non_finite(decode(raw, task.dtype)) if task.dtype.is_float else 0
+        back = decode(raw, task.dtype)
+        bad = count_non_finite(back) if task.dtype.is_float else 0
         if bad:
             raise ProofFailed(
                 f"tensor {task.name!r} of the result would hold {bad:,} NaN or infinite values in {task.dtype.name}",
                 where=job.card.key,
                 hint="Lower the scale or the weights, or write a wider type with --dtype float32.",
             )
-        return raw
+        return raw, back
 
     def finish(task: TensorTask, index: int, result: Any, operands: list[Any]) -> Made:
         if not task.size:  # a tensor without elements: it stands in the header only
@@ -103,10 +104,9 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
         if task.copied:
             return Made({("model", ""): result}, {}, {})
         if not isinstance(result, Mapping):
-            raw = encoded(task, result)
+            raw, now = encoded(task, result)
             changes = {}
             if task.base is not None and operands:
-                now = decode(raw, task.dtype)
                 changes = {
                     "distance": squared_distance(now, operands[0]),
                     "size": dot(operands[0], operands[0]),
@@ -120,8 +120,7 @@ def finisher(job: Job, restore: Callable[..., Any] | None) -> Callable[[TensorTa
                 if output.bits:
                     made[output.name, label] = np.packbits(array.ravel(), bitorder="little")
                 else:
-                    made[output.name, label] = encoded(task, array)
-                    array = decode(made[output.name, label], task.dtype)
+                    made[output.name, label], array = encoded(task, array)
                 stored[output.name + label] = array
         figures = {}
         if restore is not None and operands:

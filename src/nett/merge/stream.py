@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -16,7 +16,10 @@ from nett.core.runner import Pool
 from nett.merge.job import CHUNK, Job, Operand, TensorTask
 
 SMALL = 16 * CHUNK  # tensors up to here are one thread's work from survey to result
+HELD = 32 << 20  # bytes of a tensor's operands that one thread keeps from survey to result
+SAMPLE = 32  # one chunk of so many is looked at for a guess
 
+Run = tuple[TensorTask, int, int]  # chunks of a tensor: from, to
 Known = dict[tuple[int, int], tuple[Any, bool]]
 
 
@@ -28,16 +31,18 @@ class Stream:
         self.job, self.pool, self.on_bytes = job, pool, on_bytes
         self.kernel = job.card.kernel()
         self.model_known: Known = {}
+        self._held = threading.local()  # .operands: chunk -> what was read, while one thread goes over a tensor again
+        self._rounds = 0  # over the whole model; every element has been looked at after the first
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def _values(self, operand: Operand, task: TensorTask, start: int, stop: int) -> Array:
+    def _values(self, operand: Operand, task: TensorTask, start: int, stop: int, fresh: bool) -> Array:
         values = operand.checkpoint.values(operand.name, start, stop)
         if self.job.cast is not None:
             values = decode(encode(values, self.job.cast), self.job.cast)
         if values.dtype != np.float64:
             values = values.astype(np.float32, copy=False)
-        if count_non_finite(values):
+        if fresh and count_non_finite(values):
             at = start + int(np.flatnonzero(~np.isfinite(values))[0])
             raise Refused(
                 f"tensor {operand.name!r} holds NaN or infinity (first at element {at:,} of {task.size:,})",
@@ -46,11 +51,11 @@ class Stream:
             )
         return values if task.flat else values.reshape(task.shape)
 
-    def _operands(self, task: TensorTask, start: int, stop: int) -> list[Any]:
-        tuned = [self._values(o, task, start, stop) for o in task.tuned]
+    def _operands(self, task: TensorTask, start: int, stop: int, fresh: bool) -> list[Any]:
+        tuned = [self._values(o, task, start, stop, fresh) for o in task.tuned]
         if task.base is None:
             return [tuned]
-        base = self._values(task.base, task, start, stop)
+        base = self._values(task.base, task, start, stop, fresh)
         if base.dtype == np.float64 or any(t.dtype == np.float64 for t in tuned):
             base, tuned = base.astype(np.float64), [t.astype(np.float64) for t in tuned]
         return [base, tuned]
@@ -58,8 +63,12 @@ class Stream:
     # -- the kernel over one chunk ------------------------------------------------------------------------------
 
     def _advance(self, task: TensorTask, index: int, known: Known) -> tuple[Any, list[Any]]:
-        start, stop = task.bounds(index)
-        operands = self._operands(task, start, stop)
+        held = getattr(self._held, "operands", None)
+        operands = held.get(index) if held is not None else None
+        if operands is None:
+            operands = self._operands(task, *task.bounds(index), fresh=not known and not self._rounds)
+        if held is not None:
+            held[index] = operands
 
         def told(level: int, asks: Sequence[Ask]) -> list[Any] | None:
             answers = []
@@ -85,11 +94,10 @@ class Stream:
 
     # -- surveys ------------------------------------------------------------------------------------------------
 
-    def _look(self, task: TensorTask, index: int, known: Known, seen: dict[Any, Any]) -> Waiting | None:
-        """Add one chunk to the accumulators of the first level it cannot pass; None if it passes all."""
-        state, _ = self._advance(task, index, known)
+    def _look(self, state: Any, task: TensorTask, index: int, known: Known, seen: dict[Any, Any]) -> None:
+        """Add one chunk, advanced as far as it can be, to the accumulators of the level it waits at."""
         if not isinstance(state, Waiting):
-            return None
+            return
         if len({ask.scope for ask in state.asks}) > 1:
             raise NettError(f"{self.job.card.key} asks about tensor and model at once; yield them one after the other")
         for i, ask in enumerate(state.asks):
@@ -97,7 +105,6 @@ class Stream:
             if not done:
                 key = (state.level, i)
                 seen[key] = ask.look(settled, seen.get(key), self._chunk(ask, task, index))
-        return state
 
     def _settle(self, state: Waiting, seen: dict[Any, Any], store: Known) -> None:
         for i, ask in enumerate(state.asks):
@@ -112,17 +119,22 @@ class Stream:
                 joined[key] = state.asks[key[1]].join(joined[key], seen) if key in joined else seen
         return joined
 
-    def survey_tensor(self, task: TensorTask, known: Known, *, parallel: bool) -> None:
-        """Settle every ask about this tensor, up to the result or to an ask about the model."""
+    def survey_tensor(self, task: TensorTask, known: Known, *, parallel: bool) -> tuple[Any, list[Any]]:
+        """Settle every ask about this tensor, up to the result or to an ask about the model.
+
+        Returns what the first chunk then comes to: (result, or the :class:`Waiting` for the model; its operands).
+        """
         while True:
+            first, operands = self._advance(task, 0, known)
+            if not isinstance(first, Waiting) or first.asks[0].scope == "model":
+                return first, operands
             by_thread: dict[int, dict[Any, Any]] = {}
 
-            def look(index: int, by_thread: dict[int, dict[Any, Any]] = by_thread) -> Waiting | None:
-                return self._look(task, index, known, by_thread.setdefault(threading.get_ident(), {}))
+            def look(index: int, by_thread: dict[int, dict[Any, Any]] = by_thread) -> None:
+                state, _ = self._advance(task, index, known)
+                self._look(state, task, index, known, by_thread.setdefault(threading.get_ident(), {}))
 
-            first = look(0)
-            if first is None or first.asks[0].scope == "model":
-                return
+            self._look(first, task, 0, known, by_thread.setdefault(threading.get_ident(), {}))
             rest = range(1, task.chunks)
             for _ in self.pool.ordered(look, rest) if parallel else map(look, rest):
                 pass
@@ -134,35 +146,44 @@ class Stream:
         tasks = [t for t in self.job.tasks if not t.copied and t.size]
         while tasks:
             # The first tensor tells cheaply whether anything is asked, of tensors or of the model.
-            self.survey_tensor(tasks[0], tensors[tasks[0].name], parallel=True)
-            if not isinstance(self._advance(tasks[0], 0, tensors[tasks[0].name])[0], Waiting):
+            first, _ = self.survey_tensor(tasks[0], tensors[tasks[0].name], parallel=True)
+            if not isinstance(first, Waiting):
                 break
             if tensors[tasks[0].name]:
                 for task in tasks[1:]:
                     self.survey_tensor(task, tensors[task.name], parallel=True)
-            by_thread: dict[int, dict[Any, Any]] = {}
-            waiting: list[Waiting] = []
-
-            def look(
-                item: tuple[TensorTask, int, int],
-                by_thread: dict[int, dict[Any, Any]] = by_thread,
-                waiting: list[Waiting] = waiting,
-            ) -> int:
-                task, start, stop = item
-                seen = by_thread.setdefault(threading.get_ident(), {})
-                known = tensors[task.name]
-                for index in range(start, stop):
-                    state = self._look(task, index, known, seen)
-                    if state is not None and not waiting:
-                        waiting.append(state)
-                lo, hi = task.bounds(start)[0], task.bounds(stop - 1)[1]
-                return sum((hi - lo) * o.info.dtype.bytes for o in task.operands)
-
-            for done in self.pool.ordered(look, _runs(tasks)):
-                self.on_bytes(done)
-            self._settle(waiting[0], self._joined(waiting[0], list(by_thread.values())), self.model_known)
+            guessing = any(a.by_sample and (first.level, i) not in self.model_known for i, a in enumerate(first.asks))
+            if guessing and len(sample := list(_sample(tasks))) > 1:
+                for key, seen in self._round(first, sample, tensors).items():
+                    if first.asks[key[1]].by_sample:
+                        self.model_known[key] = first.asks[key[1]].guess(seen), False
+            self._settle(first, self._round(first, _runs(tasks), tensors, self.on_bytes), self.model_known)
+            self._rounds += 1
             on_round()
         return tensors
+
+    def _round(
+        self,
+        asking: Waiting,
+        runs: Iterable[Run],
+        tensors: dict[str, Known],
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> dict[Any, Any]:
+        """What the model's asks see in some runs of chunks."""
+        by_thread: dict[int, dict[Any, Any]] = {}
+
+        def look(run: Run) -> int:
+            task, start, stop = run
+            seen = by_thread.setdefault(threading.get_ident(), {})
+            for index in range(start, stop):
+                state, _ = self._advance(task, index, tensors[task.name])
+                self._look(state, task, index, tensors[task.name], seen)
+            lo, hi = task.bounds(start)[0], task.bounds(stop - 1)[1]
+            return sum((hi - lo) * o.info.dtype.bytes for o in task.operands)
+
+        for done in self.pool.ordered(look, runs):
+            on_bytes(done)
+        return self._joined(asking, list(by_thread.values()))
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -174,23 +195,26 @@ class Stream:
         ``finish(task, index, result, operands)`` runs in the worker threads.
         """
 
-        def chunk(task: TensorTask, index: int, known: Known) -> Any:
+        def chunk(task: TensorTask, index: int, known: Known, advanced: tuple[Any, list[Any]] | None = None) -> Any:
             if task.copied:
                 start, stop = task.bounds(index)
                 source = task.operands[0]
                 return finish(task, index, source.checkpoint.read(source.name, start, stop), [])
             if task.size == 0:
                 return finish(task, index, np.empty(0, np.float32), [])
-            result, operands = self._advance(task, index, known)
+            result, operands = advanced or self._advance(task, index, known)
             if isinstance(result, Waiting):
                 raise NettError(f"{self.job.card.key} asks differently from chunk to chunk")
             return finish(task, index, result, operands)
 
         def whole(task: TensorTask) -> list[Any]:
             known = tensors.setdefault(task.name, {})
-            if not task.copied and task.size:
-                self.survey_tensor(task, known, parallel=False)
-            return [chunk(task, index, known) for index in range(task.chunks)]
+            self._held.operands = {} if task.size * 4 * len(task.operands) <= HELD else None
+            try:
+                surveyed = None if task.copied or not task.size else self.survey_tensor(task, known, parallel=False)
+                return [chunk(task, 0, known, surveyed), *(chunk(task, i, known) for i in range(1, task.chunks))]
+            finally:
+                self._held.operands = None
 
         todo = self.job.tasks[first:]
         at = 0
@@ -215,7 +239,14 @@ class Stream:
             at = end
 
 
-def _runs(tasks: Sequence[TensorTask]) -> Iterator[tuple[TensorTask, int, int]]:
+def _sample(tasks: Sequence[TensorTask]) -> Iterator[Run]:
+    """One chunk of every ``SAMPLE``."""
+    for task in tasks:
+        for index in range(-task.first_chunk % SAMPLE, task.chunks, SAMPLE):
+            yield task, index, index + 1
+
+
+def _runs(tasks: Sequence[TensorTask]) -> Iterator[Run]:
     """Chunks in runs of one thread's work."""
     for task in tasks:
         step = SMALL // CHUNK if task.flat else 1
