@@ -11,6 +11,7 @@ ADDS = {
     "models": "GGUF and torch files, transformers models, the speak check, tokenizers",
     "lake": "tables: Parquet, CSV, JSONL",
     "spark": "tables and corpora on Apache Spark",
+    "store": "nett store: models kept once, differences, exact plans",
     "sign": "nett sign, nett verify --key",
     "claims": "what the papers' experiments need",
     "dev": "tests, types and lint",
