@@ -37,18 +37,18 @@ def _histogram_first(bits: Array, magnitude: Any, shift: Any, bins: Array) -> No
 
 
 @jit
-def _histogram_window(bits: Array, magnitude: Any, low: Any, bins: Array) -> None:
-    """How many lie below ``low`` (the first bin), on each bit pattern from there on, and beyond (the last)."""
-    below, beyond, size = np.int64(0), np.int64(0), bins.size - 2
+def _histogram_window(bits: Array, magnitude: Any, low: Any, span: Any, bins: Array) -> None:
+    """How many lie below ``low`` (first bin), on each of ``span`` bit patterns from there on, and beyond (last bin)."""
+    below, inside = np.int64(0), np.int64(0)
+    for i in range(bits.size):  # apart from the rare ones, so that it is done with vectors
+        below += np.int64((bits[i] & magnitude) < low)
     for i in range(bits.size):
-        b = bits[i] & magnitude
-        below += np.int64(b < low)
-        place = np.int64(b) - np.int64(low)
-        beyond += np.int64(place >= size)
-        if 0 <= place < size:
-            bins[place + 1] += 1
+        place = (bits[i] & magnitude) - low  # wraps round where it is below
+        if place < span:
+            bins[np.int64(place) + 1] += 1
+            inside += 1
     bins[0] += below
-    bins[size + 1] += beyond
+    bins[bins.size - 1] += bits.size - below - inside
 
 
 @jit
@@ -175,7 +175,7 @@ class Largest(Ask):
         kind = bits.dtype.type
         if known is not None and "low" in known:
             seen = Digits(np.zeros(_WINDOW + 2, np.int64)) if seen is None else seen
-            _histogram_window(bits, magnitude, kind(known["low"]), seen.bins)
+            _histogram_window(bits, magnitude, kind(known["low"]), kind(_WINDOW), seen.bins)
             return seen
         if known is not None and known["left"] == 0:
             seen = {} if seen is None else seen

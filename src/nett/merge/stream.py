@@ -17,6 +17,7 @@ from nett.merge.job import CHUNK, Job, Operand, TensorTask
 
 SMALL = 16 * CHUNK  # tensors up to here are one thread's work from survey to result
 HELD = 32 << 20  # bytes of a tensor's operands that one thread keeps from survey to result
+AHEAD = 16  # chunks a thread may be ahead of the writer, which at times waits for the disk
 SAMPLE = 32  # one chunk of so many is looked at for a guess
 
 Run = tuple[TensorTask, int, int]  # chunks of a tensor: from, to
@@ -233,7 +234,7 @@ class Stream:
                 def one(index: int, task: TensorTask = task, known: Known = known) -> Any:
                     return chunk(task, index, known)
 
-                for index, made_one in enumerate(self.pool.ordered(one, range(task.chunks))):
+                for index, made_one in enumerate(self.pool.ordered(one, range(task.chunks), AHEAD)):
                     yield task, index, made_one
                 end += 1
             at = end
