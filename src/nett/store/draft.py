@@ -15,7 +15,7 @@ import numpy as np
 from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
-from nett.store.library import Part, StoredFile
+from nett.store.library import Part, StoredFile, tensors_of
 from nett.store.segments import segments_of
 
 SKIPPED = (".git", ".nett-link", "__pycache__")
@@ -69,12 +69,8 @@ class Draft:
 
     @property
     def tensors(self) -> dict[str, Part]:
-        found: dict[str, Part] = {}
-        for file in self.files:
-            for part in file.parts:
-                if part.name is not None:
-                    found.setdefault(part.name, part)
-        return found
+        """The tensors by name."""
+        return tensors_of(self.files)
 
     @property
     def nbytes(self) -> int:

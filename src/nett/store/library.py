@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -66,6 +66,16 @@ class StoredFile:
     parts: tuple[Part, ...]
 
 
+def tensors_of(files: Iterable[StoredFile]) -> dict[str, Part]:
+    """The tensors of some files by name; of equal names in several files, the first."""
+    found: dict[str, Part] = {}
+    for file in files:
+        for part in file.parts:
+            if part.name is not None:
+                found.setdefault(part.name, part)
+    return found
+
+
 @final
 @dataclass(frozen=True)
 class Model:
@@ -84,13 +94,8 @@ class Model:
 
     @property
     def tensors(self) -> dict[str, Part]:
-        """The tensors by name; of equal names in several files, the first."""
-        found: dict[str, Part] = {}
-        for file in self.files:
-            for part in file.parts:
-                if part.name is not None:
-                    found.setdefault(part.name, part)
-        return found
+        """The tensors by name."""
+        return tensors_of(self.files)
 
     @property
     def objects(self) -> set[str]:
