@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 .PHONY: test demo lint docs laws claims bench clean
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4  # half of them wait for the disk or a child process
 
 demo: .venv/.demo
 	$(BIN)/python -m demo.run
