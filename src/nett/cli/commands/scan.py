@@ -79,9 +79,10 @@ def _scan(
     import json
 
     from nett.scan import engine
-    from nett.scan.page import scan_page, summary
 
     found = engine.run_probes(probes, list(paths), base=base, threads=threads)
+    from nett.scan.page import scan_page, summary
+
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(f"{summary(found)} ({found.seconds:.1f} s)")
