@@ -43,7 +43,7 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
             make_cold([file])
             return size / spend(shlex.split(command), work).wall
 
-        times = 1 if pico else 7
+        times = 1 if pico else 15
         found = in_turn({"read": (times, read), "nett scan": (times, scanned)}, "GB/s", say)
         figures.append(
             Figure(

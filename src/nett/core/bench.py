@@ -48,6 +48,7 @@ class Series:
             "unit": self.unit,
             "min": _short(min(self.runs)),
             "median": _short(median(self.runs)),
+            "max": _short(max(self.runs)),
             "runs": [_short(r) for r in self.runs],
             "load": [round(one, 2) for one in self.load],
             "command": self.command,
@@ -59,7 +60,7 @@ class Series:
 class Figure:
     """One line of the table: ours, as a ratio to ``other`` where there is one, against a bar.
 
-    The medians are compared, and the smallest runs beside them. ``sense`` says on which side of ``bar`` (and of
+    The medians are compared, and the best runs beside them. ``sense`` says on which side of ``bar`` (and of
     ``aim``, which is stricter) the figure must lie; without a bar it is only reported.
     """
 
@@ -74,11 +75,12 @@ class Figure:
     def as_json(self) -> dict[str, Any]:
         mine, theirs = self.ours, self.other
         value = _ratio(median(mine.runs), median(theirs.runs)) if theirs else median(mine.runs)
-        best = _ratio(min(mine.runs), min(theirs.runs)) if theirs else min(mine.runs)
+        best = min if self.sense == "at most" else max  # a run that nothing disturbed
+        of_best = _ratio(best(mine.runs), best(theirs.runs)) if theirs else best(mine.runs)
         return {
             "what": self.what,
             "value": _short(value),
-            "value_of_minima": _short(best),
+            "value_of_best_runs": _short(of_best),
             "unit": f"x {theirs.name}" if theirs else mine.unit,
             "sense": self.sense,
             "bar": self.bar,

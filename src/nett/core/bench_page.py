@@ -34,13 +34,13 @@ def _section(record: Mapping[str, Any]) -> str:
     lines = [
         f"`{record['command']}`, {record['date']}, {record['seconds']} s; {machine['cores']} cores ({machine['cpu']}), "
         f"{machine['memory_gb']} GB, {machine['system']}; {found}.\n",
-        "| figure | measured | bar | | aim | | of the smallest runs |\n|---|---|---|---|---|---|---|",
+        "| figure | measured | bar | | aim | | of the best runs |\n|---|---|---|---|---|---|---|",
     ]
     for f in record["figures"]:
         bar, aim = (f"{SIGN[f['sense']]} {_number(f[key])}" if f[key] is not None else "–" for key in ("bar", "aim"))
         lines.append(
             f"| {f['what']} | {_number(f['value'])} {f['unit']} | {bar} | {VERDICT[f['met']]} | {aim} "
-            f"| {VERDICT[f['aim_met']]} | {_number(f['value_of_minima'])} |"
+            f"| {VERDICT[f['aim_met']]} | {_number(f['value_of_best_runs'])} |"
         )
     lines.append("")
     for f in record["figures"]:
@@ -56,7 +56,7 @@ def _side(series: Mapping[str, Any]) -> str:
     runs = len(series["runs"])
     return (
         f"{series['name']} {_number(series['median'])} {series['unit']}"
-        f" (median of {runs}, smallest {_number(series['min'])}{load}{command})"
+        f" (median of {runs}, {_number(series['min'])}-{_number(series['max'])}{load}{command})"
     )
 
 
