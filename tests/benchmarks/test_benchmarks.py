@@ -36,7 +36,7 @@ RECORD: dict[str, Any] = {
     "properties": {
         "date": {"pattern": r"^\d{4}-\d\d-\d\d$"},
         "pico": {"const": False},
-        "machine": {"required": ["cpu", "cores", "memory_gb", "system"], "additionalProperties": {"not": {"pattern": "/"}}},
+        "machine": {"required": ["cpu", "cores", "memory_gb", "system"], "additionalProperties": {"not": {"type": "string", "pattern": "/"}}},
         "versions": {"required": ["python", "nett", "numpy", "numba"]},
         "figures": {
             "minItems": 1,
