@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nett.merge import ties
+from support.cli import nett as cli
 from support.merging import STORED, assert_same, elect, family, ties_reference, trim_all, trim_exact
-from support.tensors import Array
+from support.tensors import Array, read_tensors, write_tensors
 
 EXACT: dict[str, Any] = {"scope": "tensor", "tie_policy": "lowest-index"}
 VARIANTS: list[dict[str, Any]] = [
@@ -146,3 +147,24 @@ def test_error_against_float64_is_that_of_one_rounding(tmp_path: Path) -> None:
     for name, values in exact.items():
         half_ulp = 2.0 ** (np.floor(np.log2(np.abs(values))) - 8)
         assert np.all(np.abs(found[name] - values) <= half_ulp * 1.001)
+
+
+@pytest.mark.parametrize("wide", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("tie_policy", ["all", "lowest-index"])
+def test_float32_beside_float64(tmp_path: Path, wide: tuple[int, ...], scope: str, tie_policy: str) -> None:
+    """One threshold over tensors of both widths, whichever models hold the wide ones: all is reckoned in float64."""
+    rng = np.random.default_rng(5)
+    paths, models = [], []
+    for i in range(3):
+        tensors = {n: rng.normal(size=size).astype(np.float32) for n, size in (("a", 300), ("b", 200))}
+        types = {"a": "F32", "b": "F64" if i in wide else "F32"}
+        if i in wide:
+            tensors["b"] = rng.normal(size=200)
+        paths.append(str(write_tensors(tmp_path / f"m{i}" / "model.safetensors", tensors, types).parent))
+        models.append({n: v.astype(np.float64) for n, v in tensors.items()})
+    words = ["--base", paths[0], "--scope", scope, "--tie-policy", tie_policy, "--out", str(tmp_path / "out")]
+    cli("merge", "ties", *paths[1:], *words, "--no-speak").succeeded()
+    expected = ties_reference(models[0], models[1:], scope=scope, tie_policy=tie_policy)
+    for name, found in read_tensors(tmp_path / "out").items():
+        assert np.allclose(found, expected[name], rtol=1e-6 if found.dtype == np.float32 else 1e-13)

@@ -24,6 +24,13 @@ Run = tuple[TensorTask, int, int]  # chunks of a tensor: from, to
 Known = dict[tuple[int, int], tuple[Any, bool]]
 
 
+def _has_float64(job: Job) -> bool:
+    """Whether any number of the merge is read as float64."""
+    if job.cast is not None:
+        return job.cast.name == "F64"
+    return any(o.info.dtype.name == "F64" for t in job.tasks if not t.copied for o in t.operands)
+
+
 @final
 class Stream:
     """One job's passes. ``model_known`` holds what is settled over the whole model, and can be journalled."""
@@ -31,6 +38,8 @@ class Stream:
     def __init__(self, job: Job, pool: Pool, on_bytes: Callable[[int], None]) -> None:
         self.job, self.pool, self.on_bytes = job, pool, on_bytes
         self.kernel = job.card.kernel()
+        # One width for the whole job: what is asked of the model is counted over the bits of all tensors together.
+        self._kind = np.float64 if _has_float64(job) else np.float32
         self.model_known: Known = {}
         self._held = threading.local()  # .operands: chunk -> what was read, while one thread goes over a tensor again
         self._rounds = 0  # over the whole model; every element has been looked at after the first
@@ -41,8 +50,7 @@ class Stream:
         values = operand.checkpoint.values(operand.name, start, stop)
         if self.job.cast is not None:
             values = decode(encode(values, self.job.cast), self.job.cast)
-        if values.dtype != np.float64:
-            values = values.astype(np.float32, copy=False)
+        values = values.astype(self._kind, copy=False)
         if fresh and count_non_finite(values):
             at = start + int(np.flatnonzero(~np.isfinite(values))[0])
             raise Refused(
@@ -56,10 +64,7 @@ class Stream:
         tuned = [self._values(o, task, start, stop, fresh) for o in task.tuned]
         if task.base is None:
             return [tuned]
-        base = self._values(task.base, task, start, stop, fresh)
-        if base.dtype == np.float64 or any(t.dtype == np.float64 for t in tuned):
-            base, tuned = base.astype(np.float64), [t.astype(np.float64) for t in tuned]
-        return [base, tuned]
+        return [self._values(task.base, task, start, stop, fresh), tuned]
 
     # -- the kernel over one chunk ------------------------------------------------------------------------------
 
