@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,7 @@ def add(
     """
     from nett.core.progress import report
     from nett.core.runner import Pool, thread_count
-    from nett.store.draft import Draft
+    from nett.store.draft import SKIPPED, Draft
     from nett.store.library import Library, checked_name
     from nett.store.planning import in_order
 
@@ -74,15 +75,16 @@ def add(
     try:
         drafts = [Draft(one, source, source.is_file()) for one, source in zip(names, sources, strict=True)]
         _read(drafts, pool)
-        told: list[str] = []
-        fresh = [d for d in drafts if not _is_there(library, d, told)]
-        bases, plan = _bases(library, fresh, max_restore_seconds) if deltas else ({}, None)
-        if library is None or dry_run:
-            lines = [_would(d, bases) for d in fresh]
-            return {"say": [*told, *lines, "Nothing was written (--dry-run)."], "bases": bases}
+        told = [f"{d.name}: {name} is left out" for d in drafts for name in SKIPPED if (d.source / name).exists()]
         added = []
-        report.begin("storing", sum(d.nbytes for d in fresh))
-        with library.writing():
+        # What is chosen to rest on must still be there when it is written, so one lock holds for both.
+        with library.writing() if library is not None and not dry_run else nullcontext():
+            fresh = [d for d in drafts if not _is_there(library, d, told)]
+            bases, plan = _bases(library, fresh, max_restore_seconds) if deltas else ({}, None)
+            if library is None or dry_run:
+                lines = [_would(d, bases) for d in fresh]
+                return {"say": [*told, *lines, "Nothing was written (--dry-run)."], "bases": bases}
+            report.begin("storing", sum(d.nbytes for d in fresh))
             for one in in_order([d.name for d in fresh], bases):
                 draft = next(d for d in fresh if d.name == one)
                 added.append(_store(library, draft, bases.get(one), pool))
@@ -166,10 +168,10 @@ def _stored(library: Library) -> list[Known]:
     models = {m.name: m for m in library.models()}
 
     def seconds(name: str) -> float:
-        model = models[name]
-        if model.base is None or model.base not in models:
-            return model.nbytes / PLAIN_RATE
-        return model.nbytes / DELTA_RATE + seconds(model.base)
+        spent, at = 0.0, models[name]
+        while at.base in models:
+            spent, at = spent + at.nbytes / DELTA_RATE, models[str(at.base)]
+        return spent + at.nbytes / PLAIN_RATE
 
     def sample(part: Any) -> Any:
         return sampled(lambda at, count: library.read(part.object, at, count), part.nbytes)
@@ -185,6 +187,7 @@ def _would(draft: Draft, bases: Mapping[str, str]) -> str:
 def _store(library: Library, draft: Draft, base: str | None, pool: Pool) -> dict[str, Any]:
     """Write the objects of one draft that the store lacks, then the model."""
     from nett.core.progress import report
+    from nett.store.coding import coding
     from nett.store.library import Model
     from nett.store.objects import write_object
 
@@ -194,7 +197,7 @@ def _store(library: Library, draft: Draft, base: str | None, pool: Pool) -> dict
 
     def one(item: tuple[str, Piece]) -> int:
         digest, piece = item
-        mode, held = _mode(library, piece, ground.get(by_object.get(digest, "")))
+        mode, held = coding(library, piece, ground.get(by_object.get(digest, "")))
         reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
         return write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
 
@@ -207,29 +210,3 @@ def _store(library: Library, draft: Draft, base: str | None, pool: Pool) -> dict
     library.put(Model(draft.name, now, source, draft.single, base, tuple(draft.files)))
     why = f", as a difference to {base}" if base is not None else "" if todo else ", nothing in it is new"
     return {"name": draft.name, "bytes": draft.nbytes, "stored": written, "base": base, "why": why}
-
-
-def _mode(library: Library, piece: Piece, base: Any) -> tuple[Any, Any]:
-    """How a piece is coded, and the object that it is a difference to, if that is smaller by itself."""
-    from nett.core.codec import Mode
-    from nett.store.objects import DEEPEST
-    from nett.store.planning import WORTH, best_mode, sampled
-
-    if not piece.tensor:
-        return Mode.text(), None
-    raw = sampled(piece.read, piece.nbytes)
-    usable = [w for w in ((piece.width,) if piece.width else (2, 4, 1)) if piece.nbytes % w == 0] or [1]
-    width = usable[0] if len(usable) == 1 else 0
-    own, bits = best_mode(raw, width)
-    if piece.nbytes % own.width:
-        own = Mode(1, "plain")
-    if base is None or base.nbytes != piece.nbytes:
-        return own, None
-    held = library.opened(base.object)
-    if held.depth >= DEEPEST:
-        return own, None
-    ground = sampled(lambda at, count: library.read(base.object, at, count), base.nbytes)
-    mode, less = best_mode(raw, width, ground)
-    if mode.needs_base and less < WORTH * bits and piece.nbytes % mode.width == 0:
-        return mode, held
-    return own, None

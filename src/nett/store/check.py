@@ -50,10 +50,10 @@ def check(
 def _repaired(root: Path, damaged: Sequence[str]) -> list[str]:
     """Write damaged objects anew, coded by themselves, from the original files; returns what was done."""
     from nett.core.errors import NettError
+    from nett.store.coding import own_mode
     from nett.store.draft import read_file
     from nett.store.library import Library
-    from nett.store.objects import object_path, write_object
-    from nett.store.planning import best_mode, sampled
+    from nett.store.objects import write_object
 
     lines = []
     with Library.open(root) as library, library.writing():
@@ -69,12 +69,22 @@ def _repaired(root: Path, damaged: Sequence[str]) -> list[str]:
                     continue
                 for digest in wanted & pieces.keys():
                     piece = pieces[digest]
-                    mode, _ = best_mode(sampled(piece.read, piece.nbytes), piece.width or 1)
-                    aside = root / "quarantine" / digest
-                    aside.parent.mkdir(exist_ok=True)
-                    if object_path(root, digest).exists():
-                        object_path(root, digest).rename(aside)
-                    write_object(root, digest, piece.nbytes, mode, piece.read, None, None)
+                    _keep_aside(root, digest)
+                    # By itself: what are differences to it find the same bytes. It takes the damaged one's place whole.
+                    write_object(root, digest, piece.nbytes, own_mode(piece)[0], piece.read, None, None)
                     damaged = [d for d in damaged if d != digest]
                     lines.append(f"written anew from {path}: object {digest}")
     return lines
+
+
+def _keep_aside(root: Path, digest: str) -> None:
+    """A second name in the quarantine for a damaged object, which keeps its own until a whole one takes it."""
+    import os
+
+    from nett.store.objects import object_path
+
+    aside = root / "quarantine" / digest
+    aside.parent.mkdir(exist_ok=True)
+    aside.unlink(missing_ok=True)
+    if object_path(root, digest).exists():
+        os.link(object_path(root, digest), aside)

@@ -18,7 +18,7 @@ from nett.core.errors import Refused
 from nett.store.library import Part, StoredFile, tensors_of
 from nett.store.segments import segments_of
 
-SKIPPED = (".git", ".nett-link", "__pycache__")
+SKIPPED = (".git", ".nett-link", "__pycache__")  # folders that are no part of a model
 
 
 @final
@@ -78,18 +78,30 @@ class Draft:
 
 
 def files_of(source: Path) -> Iterator[Path]:
-    """The regular files of a folder (links to files count as files; links to folders are not followed), or the file."""
+    """The files of a folder (a link to a file counts as one), or the file. Refused where something could not be given
+    back as it is: a link to a folder or to nothing, a pipe, a folder that cannot be read."""
     if source.is_file():
         yield source
         return
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED and not os.path.islink(os.path.join(folder, f)))
+
+    def unreadable(error: OSError) -> None:
+        raise Refused(f"cannot be read: {error.strerror}", where=error.filename)
+
+    for folder, folders, files in os.walk(source, onerror=unreadable):
+        folders[:] = sorted(f for f in folders if f not in SKIPPED)
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                raise Refused(
+                    "is a link to a folder", where=os.path.join(folder, name), hint="Add that folder by itself."
+                )
         for name in sorted(files):
             path = Path(folder) / name
             if path.is_file():
                 yield path
             elif path.is_symlink():
                 raise Refused("is a link to nothing (an interrupted download?)", where=path)
+            else:
+                raise Refused("is neither a file nor a folder", where=path)
 
 
 def read_file(path: Path, name: str) -> tuple[StoredFile, dict[str, Piece]]:

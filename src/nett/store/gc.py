@@ -75,6 +75,8 @@ def _leased(root: Path) -> set[str]:
 
     found: set[str] = set()
     for lease in (root / "leases").iterdir():
+        if lease.name.startswith("."):  # not whole yet; the reader still checks that its model is there
+            continue
         try:
             with lease.open("rb") as file:
                 try:

@@ -37,7 +37,7 @@ from nett.core.staging import sync_folder
 from nett.store.objects import StoredObject, object_path
 
 FORMAT = 1
-_OPEN = 256  # objects that are held open
+_OPEN = 64  # objects that are held open
 
 
 @final
@@ -268,16 +268,20 @@ class Library:
     def leased(self, model: Model) -> Iterator[None]:
         """While this lasts, garbage collection leaves the model's objects alone, even if the model is removed."""
         lease = self.root / "leases" / uuid.uuid4().hex
+        hidden = lease.with_name(f".{lease.name}")  # until it is locked and whole; collection leaves it alone so long
         try:
-            fd = os.open(lease, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except OSError:  # a store that may only be read is not collected by anyone who may not write
+            fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError:  # a store that this user may only read: whoever collects there does not see him
             yield
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             os.write(fd, "\n".join(sorted(model.objects)).encode())
+            os.rename(hidden, lease)
+            self.model(model.name)  # if it is there now, it was there when the lease began
             yield
         finally:
+            hidden.unlink(missing_ok=True)
             lease.unlink(missing_ok=True)
             os.close(fd)
 
@@ -304,7 +308,10 @@ def checked_name(name: str) -> str:
 def write_whole(path: Path, content: bytes, scratch: Path) -> None:
     """Write a small file so that it appears whole, and survives a power cut."""
     temporary = scratch / uuid.uuid4().hex
+    fresh = [f for f in (path.parent, *path.parent.parents) if not f.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in fresh:
+        sync_folder(folder.parent)
     try:
         with temporary.open("xb") as file:
             file.write(content)

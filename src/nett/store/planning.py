@@ -42,14 +42,10 @@ def sample_place(nbytes: int) -> tuple[int, int]:
     return start, min(SAMPLE, (nbytes - start) // 8 * 8)
 
 
-def widths(width: int) -> tuple[int, ...]:
-    """The element sizes to try."""
-    return (width,) if width else (2, 4, 1)
-
-
-def best_mode(raw: Array, width: int, base: Array | None = None) -> tuple[Mode, float]:
-    """As :func:`choose_mode`, over all widths in question."""
-    return min((choose_mode(raw, w, base) for w in widths(width)), key=lambda found: found[1])
+def best_mode(raw: Array, width: int, nbytes: int, base: Array | None = None) -> tuple[Mode, float]:
+    """As :func:`choose_mode` for a tensor of ``nbytes``; all element sizes that fit are tried where ``width`` is 0."""
+    sizes = [w for w in ((width,) if width else (2, 4, 1)) if nbytes % w == 0] or [1]
+    return min((choose_mode(raw, w, base) for w in sizes), key=lambda found: found[1])
 
 
 def largest(tensors: Mapping[str, Part]) -> list[str]:
@@ -87,7 +83,7 @@ def _share(model: Known, names: Sequence[str], base: Known | None) -> float:
         if not raw.size:
             continue
         ground = base.sample(base.tensors[name]) if base is not None else None
-        _, bits = best_mode(raw, part.width, ground)
+        _, bits = best_mode(raw, part.width, part.nbytes, ground)
         weighted += part.nbytes * bits / 8
         total += part.nbytes
     return weighted / total if total else 1.0

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +28,8 @@ class StoredCheckpoint(Checkpoint):
     def __init__(self, library: Library, model: Model, files: Sequence[StoredFile]) -> None:
         self.path, self.library, self.model = library.root / model.name, library, model
         self.files: tuple[Path, ...] = ()  # nothing that could be hashed lies there plainly
+        self._lease = ExitStack()
+        self._lease.enter_context(library.leased(model))
         self.tensors: dict[str, TensorInfo] = {}
         self._parts: dict[str, list[tuple[int, Part]]] = {}
         for file in files:
@@ -65,6 +68,7 @@ class StoredCheckpoint(Checkpoint):
         return None if file is None else _bytes(self.library, file, 0, file.nbytes)
 
     def close(self) -> None:
+        self._lease.close()
         self.library.close()
 
 
