@@ -138,6 +138,13 @@ def store_add(*, models: Sequence[str], store: str) -> None:
     add(models, into=store, threads=1)
 
 
+def store_gc(*, store: str) -> None:
+    """``nett store gc`` without grace, on one thread."""
+    from nett.store.gc import gc
+
+    gc([store], grace=0.0, threads=1)
+
+
 def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any) -> int:
     """Do the work and return how many write steps it took; at step ``die_at`` die like a machine without power.
 

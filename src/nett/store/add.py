@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 from nett.core.errors import Refused, UsageError
 from nett.core.registry import Between, method
 
 if TYPE_CHECKING:
     from nett.core.runner import Pool
-    from nett.store.draft import Draft, Piece
-    from nett.store.library import Library
+    from nett.store.draft import Draft
+    from nett.store.library import Library, Part
     from nett.store.planning import Known
 
 
@@ -31,7 +32,8 @@ def add(
 ) -> dict[str, Any]:
     """Keep models in a store: every tensor once, and fine-tunes as lossless differences to their base.
 
-    A model is a folder with all its files, or one file. Bases are found by the tensors' names, sizes and sampled
+    A model is a folder with all its files, or one file; the checkpoints of a run in one folder, or several weight
+    files in it, may rest on each other. Bases are found by the tensors' names, sizes and sampled
     bytes among the models of the store and those that are added together; the planner chooses among them.
     What comes back is the same, byte for byte: nett restore STORE/MODEL, nett.load("STORE/MODEL").
 
@@ -46,12 +48,17 @@ def add(
     When not: for files that other programs must find where they are; nett store link keeps those in place.
     Guarantee: exact. Every block is decoded again before it is kept, and checked by its crc at every reading.
     Cost: reads every file twice; a difference reads its base from the store.
+    Source: Wang et al. 2026, ZipLLM (NSDI 26): equal tensors once, differences to a base found by its bits; here
+        the difference is of ordered integers, not XOR, of any type. Bases: Bhattacherjee et al. 2015, Principles of
+        dataset versioning (PVLDB 8(12)), problem 6: least storage under a limit on the longest recreation.
     """
     from nett.core.progress import report
     from nett.core.runner import Pool, thread_count
     from nett.store.draft import SKIPPED, Draft
     from nett.store.library import Library, checked_name
-    from nett.store.planning import in_order
+    from nett.store.planning import choose_bases, in_order
+    from nett.store.stored import stored_units
+    from nett.store.units import model_of
 
     if not assets:
         raise UsageError("name at least one model", where="store/add", hint="nett store add MODEL --into STORE")
@@ -80,14 +87,22 @@ def add(
         # What is chosen to rest on must still be there when it is written, so one lock holds for both.
         with library.writing() if library is not None and not dry_run else nullcontext():
             fresh = [d for d in drafts if not _is_there(library, d, told)]
-            bases, plan = _bases(library, fresh, max_restore_seconds) if deltas else ({}, None)
+            known = [k for d in fresh for k in _known(d)]
+            stored = list(stored_units(library, hops=max_restore_seconds is not None)) if library and deltas else []
+            bases, plan = choose_bases(known, stored, max_restore_seconds) if deltas else ({}, None)
             if library is None or dry_run:
                 lines = [_would(d, bases) for d in fresh]
                 return {"say": [*told, *lines, "Nothing was written (--dry-run)."], "bases": bases}
             report.begin("storing", sum(d.nbytes for d in fresh))
-            for one in in_order([d.name for d in fresh], bases):
-                draft = next(d for d in fresh if d.name == one)
-                added.append(_store(library, draft, bases.get(one), pool))
+            grounds = {k.name: k.tensors for k in (*stored, *known)}
+            waiting = {d.name: Waiting(d, {k.name for k in known if model_of(k.name) == d.name}) for d in fresh}
+            for unit in in_order([k.name for k in known], bases):
+                at = waiting[model_of(unit)]
+                at.written += _write(library, at.draft, grounds[unit], grounds.get(bases.get(unit, ""), {}), pool)
+                at.units.discard(unit)
+                if not at.units:
+                    added.append(_finish(library, at, bases, max_restore_seconds, pool))
+            added += [_finish(library, w, bases, max_restore_seconds, pool) for w in waiting.values() if not w.done]
         report.end()
         lines = [f"{a['name']}: {a['bytes']:,} bytes, {a['stored']:,} more in the store" + a["why"] for a in added]
         before, after = sum(a["bytes"] for a in added), sum(a["stored"] for a in added)
@@ -149,64 +164,79 @@ def _is_there(library: Library | None, draft: Draft, told: list[str]) -> bool:
     )
 
 
-def _bases(library: Library | None, drafts: Sequence[Draft], seconds: float | None) -> tuple[dict[str, str], Any]:
-    from nett.store.planning import Known, choose_bases, sampled
-
-    def of_draft(draft: Draft) -> Known:
-        def sample(part: Any) -> Any:
-            return sampled(draft.pieces[part.object].read, part.nbytes)
-
-        return Known(draft.name, draft.tensors, draft.nbytes, sample)
-
-    stored = _stored(library) if library is not None else []
-    return choose_bases([of_draft(d) for d in drafts], stored, seconds)
-
-
-def _stored(library: Library) -> list[Known]:
-    from nett.store.planning import DELTA_RATE, PLAIN_RATE, Known, sampled
-
-    models = {m.name: m for m in library.models()}
-
-    def seconds(name: str) -> float:
-        spent, at = 0.0, models[name]
-        while at.base in models:
-            spent, at = spent + at.nbytes / DELTA_RATE, models[str(at.base)]
-        return spent + at.nbytes / PLAIN_RATE
+def _known(draft: Draft) -> list[Known]:
+    """The units of a draft, as the planner sees them."""
+    from nett.store.planning import Known, sampled
 
     def sample(part: Any) -> Any:
-        return sampled(lambda at, count: library.read(part.object, at, count), part.nbytes)
+        return sampled(draft.pieces[part.object].read, part.nbytes)
 
-    return [Known(m.name, m.tensors, m.nbytes, sample, seconds(m.name)) for m in models.values()]
+    return [Known(unit.name, unit.tensors, draft.nbytes, sample) for unit in draft.units]
 
 
 def _would(draft: Draft, bases: Mapping[str, str]) -> str:
-    how = f"as a difference to {bases[draft.name]}" if draft.name in bases else "by itself"
+    rests = {u.name: bases[u.name] for u in draft.units if u.name in bases}
+    how = f"as a difference to {rests[draft.name]}" if draft.name in rests else "by itself"
+    if draft.name not in rests and rests:
+        how = "; ".join(f"{unit} as a difference to {base}" for unit, base in rests.items())
     return f"would add {draft.name}: {draft.nbytes:,} bytes in {len(draft.files)} file(s), {how}"
 
 
-def _store(library: Library, draft: Draft, base: str | None, pool: Pool) -> dict[str, Any]:
-    """Write the objects of one draft that the store lacks, then the model."""
+@final
+@dataclass
+class Waiting:
+    """A draft of which some units are not written yet."""
+
+    draft: Draft
+    units: set[str]
+    written: int = 0
+    done: bool = False
+
+
+def _write(library: Library, draft: Draft, tensors: Mapping[str, Part], ground: Mapping[str, Part], pool: Pool) -> int:
+    """Write the objects of some tensors that the store lacks, as differences to ``ground``; returns their bytes."""
     from nett.core.progress import report
     from nett.store.coding import coding
-    from nett.store.library import Model
     from nett.store.objects import write_object
 
-    ground = library.model(base).tensors if base is not None else {}
-    by_object = {p.object: n for n, p in draft.tensors.items()}
-    todo = [(digest, piece) for digest, piece in draft.pieces.items() if not library.has(digest)]
+    names: dict[str, str] = {}
+    for name, part in tensors.items():
+        names.setdefault(part.object, name)
+    todo = [digest for digest in names if not library.is_whole(digest)]
 
-    def one(item: tuple[str, Piece]) -> int:
-        digest, piece = item
-        mode, held = coding(library, piece, ground.get(by_object.get(digest, "")))
+    def one(digest: str) -> int:
+        piece = draft.pieces[digest]
+        mode, held = coding(library, piece, ground.get(names[digest]))
         reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
-        return write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
+        stored = write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
+        library.forget(digest)
+        return stored
 
     written = 0
-    for (_, piece), stored in zip(todo, pool.ordered(one, todo), strict=True):
+    for digest, stored in zip(todo, pool.ordered(one, todo), strict=True):
         written += stored
-        report.step(piece.nbytes)
+        report.step(draft.pieces[digest].nbytes)
+    return written
+
+
+def _finish(
+    library: Library, one: Waiting, bases: Mapping[str, str], seconds: float | None, pool: Pool
+) -> dict[str, Any]:
+    """Write what is no unit's tensor, then the model."""
+    from nett.store.library import Model, Part
+    from nett.store.units import model_of
+
+    draft = one.draft
+    rest = {digest: Part(digest, piece.nbytes) for digest, piece in draft.pieces.items()}
+    one.written += _write(library, draft, rest, {}, pool)
+    one.done = True
+    mine = {u.name: bases[u.name] for u in draft.units if u.name in bases}
+    base = next((model_of(b) for b in mine.values() if model_of(b) != draft.name), None)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     source = str(draft.source.resolve())
-    library.put(Model(draft.name, now, source, draft.single, base, tuple(draft.files)))
-    why = f", as a difference to {base}" if base is not None else "" if todo else ", nothing in it is new"
-    return {"name": draft.name, "bytes": draft.nbytes, "stored": written, "base": base, "why": why}
+    library.put(Model(draft.name, now, source, draft.single, base, tuple(draft.files), mine, seconds))
+    inside = sum(model_of(b) == draft.name for b in mine.values())
+    why = f", as a difference to {base}" if base is not None else ""
+    why += f", {inside} of its {len(draft.units)} units as differences to others of them" if inside else ""
+    why = why or ("" if one.written else ", nothing in it is new")
+    return {"name": draft.name, "bytes": draft.nbytes, "stored": one.written, "base": base, "bases": mine, "why": why}

@@ -24,6 +24,7 @@ def check(
     When not: to get a model back; nett restore checks what it reads by itself.
     Guarantee: exact. A single flipped bit is found and named.
     Cost: reads and decodes the whole store once.
+    Source: no paper; sha256 of the bytes, crc32 of each block.
     """
     from nett.store.checking import check_store
     from nett.store.library import only_store

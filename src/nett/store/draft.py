@@ -15,8 +15,9 @@ import numpy as np
 from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
-from nett.store.library import Part, StoredFile, tensors_of
+from nett.store.library import Part, StoredFile
 from nett.store.segments import segments_of
+from nett.store.units import Unit, units_of
 
 SKIPPED = (".git", ".nett-link", "__pycache__")  # folders that are no part of a model
 
@@ -68,9 +69,8 @@ class Draft:
     pieces: dict[str, Piece] = field(default_factory=dict)  # by digest
 
     @property
-    def tensors(self) -> dict[str, Part]:
-        """The tensors by name."""
-        return tensors_of(self.files)
+    def units(self) -> list[Unit]:
+        return units_of(self.name, self.files)
 
     @property
     def nbytes(self) -> int:

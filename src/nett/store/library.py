@@ -22,7 +22,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -32,9 +32,9 @@ import nett
 from nett.core import receipt as receipts
 from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
-from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
+from nett.core.errors import NettError, ProofFailed, Refused, UsageError, did_you_mean
 from nett.core.staging import sync_folder
-from nett.store.objects import StoredObject, object_path
+from nett.store.objects import DEEPEST, StoredObject, object_path
 
 FORMAT = 1
 _OPEN = 64  # objects that are held open
@@ -79,7 +79,9 @@ def tensors_of(files: Iterable[StoredFile]) -> dict[str, Part]:
 @final
 @dataclass(frozen=True)
 class Model:
-    """A model as the store knows it. ``single``: it was added as one file, not as a folder."""
+    """A model as the store knows it. ``single``: it was added as one file, not as a folder; ``base``: the model that
+    its first unit is a difference to; ``bases``: unit -> unit (:mod:`nett.store.units`); ``seconds``: the limit on
+    restoring it that it was added under."""
 
     name: str
     added: str
@@ -87,6 +89,8 @@ class Model:
     single: bool
     base: str | None
     files: tuple[StoredFile, ...]
+    bases: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +111,9 @@ class Model:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Model:
         files = tuple(StoredFile(**{**f, "parts": tuple(Part(**p) for p in f["parts"])}) for f in record["files"])
-        return cls(record["name"], record["added"], record["source"], record["single"], record["base"], files)
+        name, added, source = record["name"], record["added"], record["source"]
+        more = record.get("bases", {}), record.get("seconds")  # not in the records of the first stores
+        return cls(name, added, source, record["single"], record["base"], files, *more)
 
 
 @final
@@ -178,8 +184,17 @@ class Library:
 
     def put(self, model: Model) -> None:
         """The moment at which a model is in the store. All its objects are there by now."""
-        write_whole(self._file(model.name), model.as_bytes(), self.root / "tmp")
+        for digest in model.objects & set(os.listdir(self.root / "unneeded")) if self._collected() else ():
+            (self.root / "unneeded" / digest).unlink()  # its days of grace begin anew
+        self.write(model)
         self.log("add", model=model.name, bytes=model.nbytes, base=model.base)
+
+    def _collected(self) -> bool:
+        return (self.root / "unneeded").is_dir()
+
+    def write(self, model: Model) -> None:
+        """A model's record, in the place of the one that is there."""
+        write_whole(self._file(model.name), model.as_bytes(), self.root / "tmp")
 
     def drop(self, name: str) -> None:
         """Take a model out; its objects stay until they are collected."""
@@ -208,13 +223,47 @@ class Library:
                 found = self._open[digest] = StoredObject(self.root, digest)
             return found
 
+    def forget(self, digest: str) -> None:
+        """Open an object anew when it is next asked for: it has been written anew."""
+        with self._lock:
+            self._open.pop(digest, None)
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether an object and all that it rests on are there, by their headers."""
+        try:
+            self.chain(digest)
+        except NettError:
+            return False
+        return True
+
+    def chain(self, digest: str) -> list[StoredObject]:
+        """An object and what it rests on, one behind the other. ProofFailed where one is missing or does not fit."""
+        for _ in range(2):
+            try:
+                return self._chain(digest)
+            except ProofFailed as error:  # it was open while collection wrote it anew and took its old base away?
+                wrong = error
+                self.forget(digest)
+        raise wrong
+
+    def _chain(self, digest: str) -> list[StoredObject]:
+        found = [self.opened(digest)]
+        while found[-1].mode.needs_base:
+            try:
+                base = self.opened(str(found[-1].base))
+            except ProofFailed:
+                self.forget(found[-1].digest)
+                raise
+            if base.nbytes != found[0].nbytes:
+                raise ProofFailed("rests on a base of another size", where=found[0].path)
+            if len(found) > 2 * DEEPEST:
+                raise ProofFailed("rests on itself, over others", where=found[0].path)
+            found.append(base)
+        return found
+
     def block(self, digest: str, index: int) -> Array:
         """Block ``index`` of an object, decoded, with all the bases that it rests on."""
-        chain = [self.opened(digest)]
-        while chain[-1].mode.needs_base:
-            chain.append(self.opened(str(chain[-1].base)))
-            if chain[-1].nbytes != chain[0].nbytes:
-                raise ProofFailed("rests on a base of another size", where=chain[0].path)
+        chain = self.chain(digest)
         count = min(BLOCK, chain[0].nbytes - index * BLOCK)
         base: Array | None = None
         for stored in reversed(chain):

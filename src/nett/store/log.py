@@ -18,6 +18,7 @@ def log(assets: Sequence[str], *, last: Annotated[int, Between(0)] = 0) -> dict[
     When not: to see what is there now; nett store ls does that.
     Guarantee: exact.
     Cost: reads one small file.
+    Source: no paper.
     """
     import json
 

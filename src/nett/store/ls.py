@@ -18,6 +18,7 @@ def ls(assets: Sequence[str], *, json: bool = False) -> Any:
     When not: to see whether it is whole; nett store check does that.
     Guarantee: exact.
     Cost: reads the models' records and the objects' headers, no tensors.
+    Source: no paper.
     """
     from nett.store.checking import with_bases
     from nett.store.library import Library, only_store

@@ -1,4 +1,8 @@
-"""Which model is kept as a difference to which: likeness from headers and samples, the choice by the planner."""
+"""Which unit is kept as a difference to which: likeness from headers and samples, the choice by the planner.
+
+Source: Wang et al. 2026, ZipLLM (NSDI 26), for families found by their bits; here by the entropy that a sample of the
+difference has. Bhattacherjee et al. 2015 (PVLDB 8(12)), problem 6, for the choice.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,14 @@ Sampler = Callable[[Part], Array]  # the same bytes of every tensor of one size
 @final
 @dataclass(frozen=True)
 class Known:
-    """A model as the planner sees it. ``seconds``: to restore it as it lies in the store; None: not stored yet."""
+    """A unit of a model as the planner sees it. ``nbytes``: of the whole model, which a limit on seconds speaks of;
+    ``hops``: the differences that it rests on as it lies in the store."""
 
     name: str
     tensors: Mapping[str, Part]
     nbytes: int
     sample: Sampler
-    seconds: float | None = None
+    hops: int = 0
 
 
 def sample_place(nbytes: int) -> tuple[int, int]:
@@ -92,28 +97,48 @@ def _share(model: Known, names: Sequence[str], base: Known | None) -> float:
 def choose_bases(
     drafts: Sequence[Known], stored: Sequence[Known], max_seconds: float | None
 ) -> tuple[dict[str, str], Retention]:
-    """Draft -> the model that it is kept as a difference to, and the plan with its bound.
+    """Unit -> the unit that it is kept as a difference to, and the plan with its bound.
 
     Minimum storage under a limit on the seconds that restoring any one model takes (the retention problem).
     """
     own = {d.name: own_bytes(d) for d in drafts}
     seconds = float("inf") if max_seconds is None else max_seconds
-    edges = []
+    arcs: list[tuple[Known, Known, int]] = []
     for draft in drafts:
-        arcs = []
+        found = []
         for base in (*stored, *drafts):
-            if base is draft:
-                continue
-            found = delta_bytes(draft, base, own[draft.name])
-            if found is not None and found < WORTH * own[draft.name]:
-                takes = draft.nbytes / DELTA_RATE + (base.seconds or 0.0)
-                gain = own[draft.name] - found
-                arcs.append(Edge("delta", draft.name, (base.name,), "store/add", gain, takes, 0.0, "exact"))
-        edges += sorted(arcs, key=lambda e: -e.bytes_freed)[:NEAREST]
+            nbytes = delta_bytes(draft, base, own[draft.name]) if base is not draft else None
+            if nbytes is not None and nbytes < WORTH * own[draft.name]:
+                found.append((draft, base, nbytes))
+        arcs += sorted(found, key=lambda arc: arc[2])[:NEAREST]
+    longest = _largest_of_family(arcs)
+    edges = [
+        Edge("delta", draft.name, (base.name,), "store/add", own[draft.name] - nbytes,
+             longest[draft.name] * (1 + base.hops) / DELTA_RATE, 0.0, "exact")
+        for draft, base, nbytes in arcs
+    ]  # fmt: skip
     plain = max((d.nbytes / PLAIN_RATE for d in drafts), default=0.0)
     sizes = {**{s.name: 0 for s in stored}, **own}
     plan = plan_retention(sizes, edges, Limits(seconds=max(0.0, seconds - plain), hops=float("inf")))
     return {e.target: e.sources[0] for e in plan.taken}, plan
+
+
+def _largest_of_family(arcs: Sequence[tuple[Known, Known, int]]) -> dict[str, int]:
+    """For every draft, the bytes of the largest model that a chain of its could end in: on the way to a model every
+    difference is walked over all its bytes, so none may be reckoned by the bytes of a smaller one."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for draft, base, _ in arcs:
+        parent[root(base.name)] = root(draft.name)
+    found: dict[str, int] = {}
+    for draft, _, _ in arcs:
+        found[root(draft.name)] = max(found.get(root(draft.name), 0), draft.nbytes)
+    return {draft.name: found[root(draft.name)] for draft, _, _ in arcs}
 
 
 def in_order(names: Sequence[str], bases: Mapping[str, str]) -> list[str]:
