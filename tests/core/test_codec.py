@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from nett.core.codec import BLOCK, Mode, choose_mode, coders, decode_block, encode_block, estimated_bits
 from nett.core.codec.blocks import Coded
-from nett.core.codec.planes import UNSIGNED, from_planes, to_planes
+from nett.core.codec.planes import ESCAPE, UNSIGNED, from_planes, to_planes
 from nett.core.dtypes import DTYPES, encode
 from nett.core.errors import NettError
 
-FORMS = ("plain", "rotated", "difference", "xor")
+FORMS = ("plain", "rotated", "difference", "xor", "folded")
 
 
 def in_order(value: int, bits: int) -> int:
@@ -38,12 +40,23 @@ def test_planes_are_what_the_formulas_say(width: int, data: st.DataObject) -> No
         "difference": [2 * d if d < full // 2 else 2 * (full - d) - 1 for d in steps],
         "xor": [p ^ q for p, q in zip(x, b, strict=True)],
     }
-    for form in FORMS:
+    for form in expected:
         planes = to_planes(raw, width, form, base)
         assert [sum(int(p[i]) << 8 * k for k, p in enumerate(planes)) for i in range(count)] == expected[form], form
         out = np.empty_like(raw)
         from_planes(planes, width, form, base, out)
         assert (out == raw).all(), form
+    if width == 1:
+        return
+    upper = [z >> (bits - 16) for z in expected["difference"]]
+    *lower, small, rare_low, rare_high = folded = to_planes(raw, width, "folded", base)
+    assert [p.tolist() for p in lower] == [[z >> 8 * k & 255 for z in expected["difference"]] for k in range(width - 2)]
+    assert small.tolist() == [min(u, ESCAPE) for u in upper]
+    rare = [u for u in upper if u >= ESCAPE]
+    assert [low + 256 * high for low, high in zip(rare_low.tolist(), rare_high.tolist(), strict=True)] == rare
+    out = np.empty_like(raw)
+    from_planes(folded, width, "folded", base, out)
+    assert (out == raw).all()
 
 
 def test_a_difference_counts_steps_of_the_number_line() -> None:
@@ -51,7 +64,7 @@ def test_a_difference_counts_steps_of_the_number_line() -> None:
     at = np.array([0.0, -0.0, 2.0, -1.0], np.float32)
     next_up = np.array([1e-45, 0.0, np.nextafter(np.float32(2), np.float32(3)), np.nextafter(np.float32(-1), 0)], "f4")
     planes = to_planes(next_up.view(np.uint8), 4, "difference", at.view(np.uint8))
-    assert planes[0].tolist() == [2, 2, 2, 2] and not planes[1:].any()
+    assert planes[0].tolist() == [2, 2, 2, 2] and not np.any(planes[1:])
 
 
 def weights(count: int, seed: int = 0) -> Any:
@@ -65,7 +78,7 @@ def test_blocks_of_every_type_come_back(name: str, count: int) -> None:
     values = weights(count)
     raw, base = (encode(v * (100 if dtype.kind == "int" else 1), dtype).view(np.uint8)
                  for v in (values, values + weights(count, 1) * np.float32(0.01)))  # fmt: skip
-    for form in FORMS:
+    for form in FORMS if dtype.bytes > 1 else FORMS[:-1]:
         mode = Mode(dtype.bytes, form)
         coded = encode_block(raw, mode, base)
         out = np.empty_like(raw)
@@ -78,6 +91,7 @@ def test_any_bytes_come_back(blob: bytes, width: int, form: Any) -> None:
     raw = np.frombuffer(blob, np.uint8)[: len(blob) // width * width].copy()
     base = np.roll(raw, 1)
     out = np.empty_like(raw)
+    form = "difference" if width == 1 and form == "folded" else form
     decode_block(encode_block(raw, Mode(width, form), base), Mode(width, form), out, base)
     assert out.tobytes() == raw.tobytes()
 
@@ -104,7 +118,7 @@ def test_a_fine_tune_is_a_fraction_and_near_its_entropy(name: str) -> None:
     tuned = base * (1 + np.float32(0.002) * weights(1 << 19, 1) / np.float32(0.02))
     raw, ground = (encode(v, DTYPES[name]).view(np.uint8) for v in (tuned, base))
     mode, bits = choose_mode(raw, DTYPES[name].bytes, ground)
-    assert mode.form == "difference" and bits < estimated_bits(raw, Mode(mode.width, "xor"), ground)
+    assert mode.form == "folded" and bits < estimated_bits(raw, Mode(mode.width, "xor"), ground)
     parts = [encode_block(raw[i : i + BLOCK], mode, ground[i : i + BLOCK]) for i in range(0, raw.size, BLOCK)]
     assert sum(p.nbytes for p in parts) <= 1.03 * raw.size * bits / 8
 
@@ -113,24 +127,25 @@ def test_sampling_sees_a_late_change() -> None:
     plane = np.zeros(1 << 20, np.uint8)
     plane[-1] = 1  # not in the sample: the plane is still not taken for constant
     coder, data = coders.code(plane)
-    out = np.empty_like(plane)
-    coders.decode(coder, data, out)
-    assert (out == plane).all() and coder != coders.CONSTANT
+    assert (coders.decode(coder, data, plane.size) == plane).all() and coder != coders.CONSTANT
 
 
-def test_every_flipped_bit_is_noticed() -> None:
+@pytest.mark.parametrize("form", ["difference", "folded"])
+def test_every_flipped_bit_is_noticed(form: Any) -> None:
     base = weights(4000)
     raw, ground = (encode(v, DTYPES["BF16"]).view(np.uint8) for v in (base * np.float32(1.01), base))
-    mode = Mode(2, "difference")
+    mode = Mode(2, form)
     coded = encode_block(raw, mode, ground)
     rng = np.random.default_rng(0)
     for _ in range(200):
         planes = [bytearray(p) for p in coded.planes]
         plane = planes[rng.integers(len(planes))]
+        if not plane:
+            continue
         plane[rng.integers(len(plane))] ^= 1 << int(rng.integers(8))
         out = np.empty_like(raw)
         try:
-            decode_block(Coded(coded.coders, planes, coded.crc), mode, out, ground)
+            decode_block(Coded(coded.coders, planes, coded.checksum), mode, out, ground)
         except NettError:
             continue
         assert (out == raw).all()  # a bit that means nothing
@@ -144,8 +159,31 @@ def test_unknown_coders_and_wrong_sizes_are_refused() -> None:
     raw = np.arange(64, dtype=np.uint8)
     coded = encode_block(raw, Mode(2, "plain"))
     with pytest.raises(NettError, match="newer nett"):
-        decode_block(Coded("rq", coded.planes, coded.crc), Mode(2, "plain"), np.empty_like(raw))
+        decode_block(Coded("rq", coded.planes, coded.checksum), Mode(2, "plain"), np.empty_like(raw))
     with pytest.raises(NettError, match="does not fit"):
         decode_block(coded, Mode(4, "plain"), np.empty_like(raw))
     with pytest.raises(NettError, match="in place of"):
         decode_block(coded, Mode(2, "plain"), np.empty(66, np.uint8))
+    with pytest.raises(ValueError, match="no two upper ones"):
+        Mode.of("folded1")
+
+
+def test_folded_planes_that_do_not_fit_together_are_refused() -> None:
+    base = weights(1000)
+    raw, ground = (encode(v, DTYPES["BF16"]).view(np.uint8) for v in (-base, base))  # far apart: all is escaped
+    planes = to_planes(raw, 2, "folded", ground)
+    assert planes[1].size == 1000
+    with pytest.raises(NettError, match="1,000"):
+        from_planes([planes[0], planes[1], planes[2][:-1]], 2, "folded", ground, np.empty_like(raw))
+
+
+def test_blocks_of_the_first_format_are_read() -> None:
+    """Their sum is a crc32."""
+    raw = encode(weights(1000), DTYPES["BF16"]).view(np.uint8)
+    coded = encode_block(raw, Mode(2, "rotated"))
+    old = Coded(coded.coders, coded.planes, zlib.crc32(raw.data), "crc32")
+    out = np.empty_like(raw)
+    decode_block(old, Mode(2, "rotated"), out)
+    assert (out == raw).all()
+    with pytest.raises(NettError, match="were changed"):
+        decode_block(replace(old, checksum=old.checksum ^ 1), Mode(2, "rotated"), out)

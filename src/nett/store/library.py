@@ -124,6 +124,7 @@ class Library:
         self.root = root
         self._open: dict[str, StoredObject] = {}
         self._lock = threading.Lock()
+        self._own = threading.local()  # scratch of each thread
 
     @classmethod
     def open(cls, root: Path) -> Library:
@@ -261,27 +262,41 @@ class Library:
             found.append(base)
         return found
 
-    def block(self, digest: str, index: int) -> Array:
-        """Block ``index`` of an object, decoded, with all the bases that it rests on."""
+    def block(self, digest: str, index: int, out: Array | None = None) -> Array:
+        """Block ``index`` of an object, decoded, with all the bases that it rests on; into ``out`` if that is given."""
         chain = self.chain(digest)
         count = min(BLOCK, chain[0].nbytes - index * BLOCK)
-        base: Array | None = None
-        for stored in reversed(chain):
+        if out is None:
             out = np.empty(count, np.uint8)
-            stored.decode(index, base, out)
-            base = out
-        assert base is not None
-        return base
+        base: Array | None = None
+        for depth in range(len(chain) - 1, -1, -1):
+            found = self._scratch(depth % 2)[:count] if depth else out
+            chain[depth].decode(index, base, found)
+            base = found
+        return out
 
-    def read(self, digest: str, offset: int, count: int) -> Array:
-        """Bytes ``offset:offset + count`` of what an object holds."""
-        out = np.empty(count, np.uint8)
+    def _scratch(self, which: int) -> Array:
+        """One of two blocks that a thread decodes bases into: a new one each time would cost more than to fill it."""
+        if not hasattr(self._own, "blocks"):
+            self._own.blocks = np.empty((2, BLOCK), np.uint8)
+        return self._own.blocks[which]  # type: ignore[no-any-return]
+
+    def read(self, digest: str, offset: int, count: int, out: Array | None = None) -> Array:
+        """Bytes ``offset:offset + count`` of what an object holds; into ``out`` if that is given."""
+        if out is None:
+            out = np.empty(count, np.uint8)
+        whole = self.opened(digest).nbytes
         done = 0
         while done < count:
             index, inside = divmod(offset + done, BLOCK)
-            piece = self.block(digest, index)[inside : inside + count - done]
-            out[done : done + piece.size] = piece
-            done += piece.size
+            take = min(count - done, min(BLOCK, whole - index * BLOCK) - inside)
+            if take <= 0:
+                raise ProofFailed(f"holds {whole:,} bytes, {offset + count:,} are needed", where=digest)
+            if inside == 0 and take == min(BLOCK, whole - index * BLOCK):
+                self.block(digest, index, out[done : done + take])
+            else:
+                out[done : done + take] = self.block(digest, index)[inside : inside + take]
+            done += take
         return out
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Objects: the bytes of one tensor, coded in blocks, in a safetensors file named by the sha256 of the bytes.
 
 The file holds one U8 tensor, the coded planes of all blocks one behind the other; its metadata says how long each is,
-which coder made it, the crc32 of each decoded block and, for a difference, the object that it is a difference to.
+which coder made it, a sum (xxh3) of each decoded block and, for a difference, the object that it is a difference to.
 Any block is read without the others; of a difference, with the same block of its base.
 """
 
@@ -26,7 +26,7 @@ from nett.core.dtypes import DTYPES, Array
 from nett.core.errors import NettError, ProofFailed, Refused
 from nett.core.staging import sync_folder
 
-VERSION = 1
+VERSION = 2  # the sums of version 1 are crc32
 DEEPEST = 50  # differences to differences; bounds the memory of reading one block
 
 Read = Callable[[int, int], Array]  # (offset, count) -> bytes
@@ -60,13 +60,15 @@ class StoredObject:
             raise ProofFailed(f"the object {digest} is missing", where=root, hint=f"nett store check {root}")
         tensors, metadata = safetensors.read_header(self.path)
         try:
-            if int(metadata["nett_object"]) > VERSION:
+            version = int(metadata["nett_object"])
+            if version > VERSION:
                 raise Refused("was written by a newer nett", where=self.path)
             self.nbytes, self.depth = int(metadata["bytes"]), int(metadata["depth"])
             self.mode, self.base = Mode.of(metadata["mode"]), metadata["base"] or None
             self._rows: list[tuple[str, list[int], int]] = [
                 (c, list(n), k) for c, n, k in json.loads(metadata["blocks"])
             ]
+            self._check = "crc32" if version == 1 else "xxh3"
             self._start = tensors["planes"].offset
         except (KeyError, ValueError, TypeError) as error:
             raise ProofFailed(f"is not an object of a store: {error}", where=self.path) from error
@@ -83,13 +85,13 @@ class StoredObject:
 
     def coded(self, index: int) -> Coded:
         """Block ``index`` as it lies in the file."""
-        coders, lengths, crc = self._rows[index]
-        held = self._reader.read(self._starts[index], sum(lengths), "u1")
+        coders, lengths, checksum = self._rows[index]
+        held = self._reader.read(self._starts[index], sum(lengths), "u1").data
         planes, at = [], 0
         for length in lengths:
-            planes.append(held[at : at + length].data)
+            planes.append(held[at : at + length])
             at += length
-        return Coded(coders, planes, crc)
+        return Coded(coders, planes, checksum, self._check)
 
     def decode(self, index: int, base: Array | None, out: Array) -> None:
         """Fill ``out`` with block ``index``; ``base`` is the same block of the base, where there is one."""
@@ -128,7 +130,7 @@ def write_object(
                 decode_block(coded, mode, check, ground)
                 if not np.array_equal(check, raw):
                     raise NettError("a block does not decode to what was coded; this is a defect of nett", where=digest)
-                rows.append([coded.coders, [len(p) for p in coded.planes], coded.crc])
+                rows.append([coded.coders, [len(p) for p in coded.planes], coded.checksum])
                 for plane in coded.planes:
                     file.write(plane)
         if seen.hexdigest() != digest:

@@ -50,7 +50,8 @@ class StoredCheckpoint(Checkpoint):
         for offset, part in self._parts[name]:
             first, last = max(begin, at), min(end, at + part.nbytes)
             if first < last:
-                out[first - begin : last - begin] = self.library.read(part.object, offset + first - at, last - first)
+                target = out[first - begin : last - begin]
+                self.library.read(part.object, offset + first - at, last - first, target)
             at += part.nbytes
         return out.view(info.dtype.raw)
 

@@ -61,23 +61,23 @@ def code_text(data: Array) -> tuple[str, Any]:
     return (HUFFMAN, made) if len(made) < data.size else (RAW, data)
 
 
-def decode(coder: str, data: Any, out: Array) -> None:
-    """Fill the plane ``out``; NettError where the data is not what a coder wrote for so many bytes."""
+def decode(coder: str, data: Any, size: int) -> Array:
+    """The plane of ``size`` bytes, not to be written to; NettError where the data is not what a coder wrote for so
+    many bytes."""
     if coder == RAW:
         found = np.frombuffer(data, np.uint8)
-    elif coder == CONSTANT:
-        out[:] = data[0]
-        return
+    elif coder == CONSTANT and len(data) == 1:
+        found = np.full(size, data[0], np.uint8)
     elif coder in (HUFFMAN, FSE):
         try:
-            found = np.frombuffer((_huffman() if coder == HUFFMAN else _fse()).decompress(data, out.size), np.uint8)
+            found = _huffman().decompress(data, size) if coder == HUFFMAN else _fse().decompress(data)
         except Exception as error:  # each library has errors of its own
             raise NettError(f"coded bytes are damaged: {error}") from error
     else:
         raise NettError(f"unknown coder {coder!r}: written by a newer nett")
-    if found.size != out.size:
-        raise NettError(f"coded bytes give {found.size:,} bytes in place of {out.size:,}")
-    out[:] = found
+    if found.size != size:
+        raise NettError(f"coded bytes give {found.size:,} bytes in place of {size:,}")
+    return found
 
 
 def _huffman() -> _Zstd:
@@ -116,8 +116,8 @@ class _Zstd:
     def compress_text(self, data: Array) -> bytes:
         return bytes(self._text.compress(data.data))
 
-    def decompress(self, data: Any, size: int) -> bytes:
-        return bytes(self._out.decompress(data, max_output_size=size))
+    def decompress(self, data: Any, size: int) -> Array:
+        return np.frombuffer(self._out.decompress(data, max_output_size=size), np.uint8)
 
 
 @final
@@ -141,5 +141,5 @@ class _OpenZl:
         held = plane.tobytes()  # an Input does not own its buffer
         return bytes(context.compress([self._zl.Input(self._zl.Type.Serial, held)]))
 
-    def decompress(self, data: Any, size: int) -> bytes:
-        return bytes(self._zl.DCtx().decompress(bytes(data))[0].content.as_bytes())
+    def decompress(self, data: Any) -> Array:
+        return np.frombuffer(self._zl.DCtx().decompress(bytes(data))[0].content.as_bytes(), np.uint8)

@@ -3,133 +3,116 @@
 ``rotated`` planes take the sign bit out of the way first, so that the exponent of bfloat16 and float32 fills one
 plane. ``difference`` planes hold, for floats of 2, 4 or 8 bytes, the distance to a base in steps of the number line:
 bit patterns are mapped to integers in the order of the values they stand for, subtracted modulo 2^k, and folded so
-that small distances of either sign are small numbers. All of it is integer arithmetic on bit patterns: every
-input comes back, NaN payloads and negative zeros included.
+that small distances of either sign are small numbers. ``folded`` planes are those of a difference with the upper two
+bytes as one plane of small numbers and an escape, and two short planes of the numbers that were escaped: fewer symbols
+to code, and none so rare that it takes more room in a coder's table than it deserves. All of it is integer
+arithmetic on bit patterns: every input comes back, NaN payloads and negative zeros included.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from nett.core.codec import kernels
 from nett.core.dtypes import Array
-from nett.core.jit import jit
+from nett.core.errors import NettError
 
-Form = Literal["plain", "rotated", "difference", "xor", "text"]  # text: bytes as they are, for coders that match
+# text: bytes as they are, for coders that match
+Form = Literal["plain", "rotated", "difference", "folded", "xor", "text"]
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+ESCAPE = 63  # of folded planes; part of the format. 31 to 127 differ by half a percent
+
+_SPLIT: dict[tuple[str, int], Any] = {
+    ("plain", 2): kernels.split2, ("rotated", 2): kernels.split_rotated2, ("difference", 2): kernels.split_difference2,
+    ("plain", 4): kernels.split4, ("rotated", 4): kernels.split_rotated4, ("difference", 4): kernels.split_difference4,
+}  # fmt: skip
+_JOIN: dict[tuple[str, int], Any] = {
+    ("plain", 2): kernels.join2, ("rotated", 2): kernels.join_rotated2, ("difference", 2): kernels.join_difference2,
+    ("plain", 4): kernels.join4, ("rotated", 4): kernels.join_rotated4, ("difference", 4): kernels.join_difference4,
+}  # fmt: skip
 
 
-# numba computes with 64 bits whatever the type, so what overflows is masked off.
+def to_planes(raw: Array, width: int, form: Form, base: Array | None = None) -> list[Array]:
+    """``raw`` bytes (a multiple of ``width``, little endian) as uint8 planes of one length, lowest byte first; for
+    ``folded``, see :func:`plane_count`, the last two are shorter.
 
-
-@jit
-def _rotate(x: Array, left: int, bits: int, out: Array) -> None:
-    up, down = np.uint64(left), np.uint64(bits - left)
-    for i in range(x.size):
-        v = np.uint64(x[i])
-        out[i] = (v << up) | (v >> down)
-
-
-@jit
-def _difference(x: Array, base: Array, bits: int, out: Array) -> None:
-    """In the order of values: negative patterns inverted, the others above them."""
-    one, top = np.uint64(1), np.uint64(bits - 1)
-    sign = one << top
-    mask = sign | (sign - one)
-    for i in range(x.size):
-        a, b = np.uint64(x[i]), np.uint64(base[i])
-        a ^= mask if a & sign else sign
-        b ^= mask if b & sign else sign
-        d = (a - b) & mask
-        out[i] = (d << one) ^ (mask if d & sign else np.uint64(0))
-
-
-@jit
-def _undo_difference(z: Array, base: Array, bits: int, out: Array) -> None:
-    one, top = np.uint64(1), np.uint64(bits - 1)
-    sign = one << top
-    mask = sign | (sign - one)
-    for i in range(z.size):
-        v, b = np.uint64(z[i]), np.uint64(base[i])
-        d = (v >> one) ^ (mask if v & one else np.uint64(0))
-        b ^= mask if b & sign else sign
-        a = (b + d) & mask
-        out[i] = a ^ (sign if a & sign else mask)
-
-
-@jit
-def _split2(x: Array, low: Array, high: Array) -> None:
-    for i in range(x.size):
-        low[i] = np.uint8(x[i])
-        high[i] = np.uint8(x[i] >> np.uint16(8))
-
-
-@jit
-def _join2(low: Array, high: Array, out: Array) -> None:
-    for i in range(out.size):
-        out[i] = np.uint16(low[i]) | (np.uint16(high[i]) << np.uint16(8))
-
-
-@jit
-def _split4(x: Array, a: Array, b: Array, c: Array, d: Array) -> None:
-    for i in range(x.size):
-        v = x[i]
-        a[i] = np.uint8(v)
-        b[i] = np.uint8(v >> np.uint32(8))
-        c[i] = np.uint8(v >> np.uint32(16))
-        d[i] = np.uint8(v >> np.uint32(24))
-
-
-@jit
-def _join4(a: Array, b: Array, c: Array, d: Array, out: Array) -> None:
-    for i in range(out.size):
-        high = (np.uint32(c[i]) << np.uint32(16)) | (np.uint32(d[i]) << np.uint32(24))
-        out[i] = np.uint32(a[i]) | (np.uint32(b[i]) << np.uint32(8)) | high
-
-
-def to_planes(raw: Array, width: int, form: Form, base: Array | None = None) -> Array:
-    """``raw`` bytes (a multiple of ``width``, little endian) as uint8 planes (width, count), lowest byte first.
-
-    ``difference`` and ``xor`` need the ``base`` bytes, as many as ``raw``.
+    ``difference``, ``folded`` and ``xor`` need the ``base`` bytes, as many as ``raw``.
     """
-    x = raw.view(UNSIGNED[width])
+    x = frozen(raw).view(UNSIGNED[width])
+    planes = list(np.empty((width, x.size), np.uint8))
+    if form == "folded":
+        planes = to_planes(raw, width, "difference", base)
+        small, *rare = np.empty((3, x.size), np.uint8)
+        count = kernels.fold(planes[-2], planes[-1], ESCAPE, small, *rare)
+        return [*planes[:-2], small, *(r[:count] for r in rare)]
+    ground = _ground(base, width) if form in ("difference", "xor") else ()
+    if (form, width) in _SPLIT:
+        _SPLIT[form, width](x, *ground, *planes)
+        return planes
     if form == "rotated":
-        out = np.empty_like(x)
-        _rotate(x, 1, 8 * width, out)
-        x = out
+        kernels.rotate(x, 1, 8 * width, y := np.empty_like(x))
     elif form == "difference":
-        assert base is not None
-        out = np.empty_like(x)
-        _difference(x, base.view(UNSIGNED[width]), 8 * width, out)
-        x = out
-    elif form == "xor":
-        assert base is not None
-        x = x ^ base.view(UNSIGNED[width])
-    planes = np.empty((width, x.size), np.uint8)
-    if width == 2:
-        _split2(x, *planes)
-    elif width == 4:
-        _split4(x, *planes)
+        kernels.difference(x, ground[0], 8 * width, y := np.empty_like(x))
     else:
-        planes[:] = x.view(np.uint8).reshape(-1, width).T
+        y = x ^ ground[0] if form == "xor" else x
+    for plane, column in zip(planes, y.view(np.uint8).reshape(-1, width).T, strict=True):
+        plane[:] = column
     return planes
 
 
-def from_planes(planes: Array, width: int, form: Form, base: Array | None, out: Array) -> None:
-    """The inverse of :func:`to_planes`: fills the bytes ``out``."""
+def plane_count(width: int, form: Form) -> int:
+    """How many planes a form has."""
+    return width + 1 if form == "folded" else width
+
+
+def plane_size(before: Sequence[Array], width: int, form: Form, nbytes: int) -> int:
+    """The bytes of the plane behind the planes ``before``, of a block of ``nbytes``."""
+    return escapes(before[width - 2]) if form == "folded" and len(before) > width - 2 else nbytes // width
+
+
+def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | None, out: Array) -> None:
+    """The inverse of :func:`to_planes`: fills the bytes ``out``. NettError where folded planes do not fit together."""
     numbers = out.view(UNSIGNED[width])
-    if width == 2:
-        _join2(planes[0], planes[1], numbers)
-    elif width == 4:
-        _join4(planes[0], planes[1], planes[2], planes[3], numbers)
-    else:
-        out.reshape(-1, width)[:] = planes.T
+    planes = [frozen(p) for p in planes]
+    if form == "folded":
+        low, high = np.empty((2, numbers.size), np.uint8)
+        *lower, small, rare_low, rare_high = planes
+        if not rare_low.size == rare_high.size == escapes(small):
+            raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {escapes(small):,}")
+        kernels.unfold(small, rare_low, rare_high, ESCAPE, low, high)
+        return from_planes([*lower, low, high], width, "difference", base, out)
+    ground = _ground(base, width) if form in ("difference", "xor") else ()
+    if (form, width) in _JOIN:
+        _JOIN[form, width](*planes, *ground, numbers)
+        return None
+    rows = out.reshape(-1, width)
+    for column, plane in enumerate(planes):
+        rows[:, column] = plane
     if form == "rotated":
-        _rotate(numbers, 8 * width - 1, 8 * width, numbers)
+        kernels.rotate(numbers, 8 * width - 1, 8 * width, numbers)
     elif form == "difference":
-        assert base is not None
-        _undo_difference(numbers, base.view(UNSIGNED[width]), 8 * width, numbers)
+        kernels.undo_difference(numbers, ground[0], 8 * width, numbers)
     elif form == "xor":
-        assert base is not None
-        numbers ^= base.view(UNSIGNED[width])
+        numbers ^= ground[0]
+    return None
+
+
+def _ground(base: Array | None, width: int) -> tuple[Any, ...]:
+    """The base's numbers, as the further argument that some kernels take."""
+    assert base is not None
+    return (frozen(base).view(UNSIGNED[width]),)
+
+
+def escapes(small: Array) -> int:
+    """How many numbers of a folded plane are stored apart."""
+    return int(np.count_nonzero(small == ESCAPE))
+
+
+def frozen(x: Array) -> Array:
+    """A view that cannot be written to: kernels are compiled once, not for each mix of what can and what cannot."""
+    view = x.view()
+    view.flags.writeable = False
+    return view
