@@ -5,6 +5,6 @@ the values alone, and what proves it is that the codes give back every bit; noth
 """
 
 from nett.core.grid.kinds import GGUF, Grid, grids
-from nett.core.grid.pack import Packed, as_gguf, detect, pack, sniff, unpack
+from nett.core.grid.pack import Packed, as_gguf, detect, hopeless, pack, sniff, unpack
 
-__all__ = ["GGUF", "Grid", "Packed", "as_gguf", "detect", "grids", "pack", "sniff", "unpack"]
+__all__ = ["GGUF", "Grid", "Packed", "as_gguf", "detect", "grids", "hopeless", "pack", "sniff", "unpack"]

@@ -67,6 +67,9 @@ def _affine(bits: int, group: int) -> Grid:
     return Grid(f"uint{bits}g{group}", group, 0, (1 << bits) - 1, True, "F32")
 
 
+WIDEST = (_plain(8, 16), _plain(8, 16, True), _affine(5, 16), _affine(8, 64))  # what lies on another, lies on these
+
+
 def grids(dtype: Dtype, size: int, row: int = 0) -> list[Grid]:
     """The grids that ``size`` elements of a type could lie on, fewest bits first; ``row``: the length of a row, which
     may share one scale. Groups of 16 and 32 with float32 scales hold the sub-blocks of K-quants."""
