@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nett.core.checkpoint import open_checkpoint
+from nett.core.checkpoint.whole import read_whole
 from nett.core.errors import missing_extra
 
 
@@ -21,4 +22,4 @@ def load(path: str | Path, *, base: str | Path | None = None, as_model: bool = F
             raise missing_extra("transformers", "models", "loading a model") from error
         return AutoModelForCausalLM.from_pretrained(str(path))
     with open_checkpoint(path, base=base) as checkpoint:
-        return {name: checkpoint.values(name).reshape(info.shape) for name, info in checkpoint.tensors.items()}
+        return read_whole(checkpoint)

@@ -43,17 +43,20 @@ class StoredCheckpoint(Checkpoint):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         info = self.tensors[name]
-        width = info.dtype.bytes
-        begin, end = start * width, (info.size if stop is None else stop) * width
-        out = np.empty(end - begin, np.uint8)
+        out = np.empty((info.size if stop is None else stop) - start, info.dtype.raw)
+        self.read_into(name, start, out)
+        return out
+
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        target = out.view(np.uint8)
+        begin = start * self.tensors[name].dtype.bytes
+        end = begin + target.size
         at = 0  # of the tensor's bytes
         for offset, part in self._parts[name]:
             first, last = max(begin, at), min(end, at + part.nbytes)
             if first < last:
-                target = out[first - begin : last - begin]
-                self.library.read(part.object, offset + first - at, last - first, target)
+                self.library.read(part.object, offset + first - at, last - first, target[first - begin : last - begin])
             at += part.nbytes
-        return out.view(info.dtype.raw)
 
     def config(self) -> dict[str, Any] | None:
         content = self.side_file("config.json")

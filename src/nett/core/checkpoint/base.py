@@ -54,6 +54,10 @@ class Checkpoint(ABC):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Elements ``start:stop`` of the flattened tensor as raw numbers of ``dtype.raw``, newly allocated."""
 
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        """Fill ``out`` with the elements from ``start`` on, as :meth:`read` gives them."""
+        out[:] = self.read(name, start, start + out.size)
+
     @abstractmethod
     def close(self) -> None:
         """Give back what is held open."""

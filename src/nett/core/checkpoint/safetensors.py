@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from nett.core.checkpoint.base import Checkpoint, TensorInfo
 from nett.core.checkpoint.files import FileReader
 from nett.core.checkpoint.json_text import json_object, read_json_object
@@ -145,6 +147,11 @@ class SafetensorsCheckpoint(Checkpoint):
         stop = info.size if stop is None else stop
         assert info.file is not None
         return self._readers[info.file].read(info.offset + start * info.dtype.bytes, stop - start, info.dtype.raw)
+
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        info = self.tensors[name]
+        assert info.file is not None
+        self._readers[info.file].read_into(out.view(np.uint8), info.offset + start * info.dtype.bytes)
 
     def close(self) -> None:
         for reader in self._readers.values():

@@ -17,7 +17,7 @@ from nett.core.errors import NettError, missing_extra
 RAW, CONSTANT, HUFFMAN, FSE = "r", "c", "h", "f"  # "h": any zstd frame
 FULL = 7.9  # bits a byte beyond which coding is not tried
 LOW, LOW_PATIENT = 2.0, 4.5  # bits a byte below which Huffman wastes too much for the speed that it has
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 OPENZL_FORMAT = 24  # of frames; fixed, so that what is written is readable by every later version
 
 _local = threading.local()

@@ -178,17 +178,3 @@ def fold(low: Array, high: Array, limit: int, small: Array, rare_low: Array, rar
             rare_high[count] = high[i]
             count += 1
     return count
-
-
-@jit
-def unfold(small: Array, rare_low: Array, rare_high: Array, limit: int, low: Array, high: Array) -> None:
-    """The inverse; there must be as many rare numbers as ``small`` has places for them."""
-    for i in range(small.size):
-        low[i] = small[i]
-        high[i] = 0
-    count = 0
-    for i in range(small.size):
-        if small[i] == limit:
-            low[i] = rare_low[count]
-            high[i] = rare_high[count]
-            count += 1

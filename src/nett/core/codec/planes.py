@@ -70,7 +70,9 @@ def plane_count(width: int, form: Form) -> int:
 
 def plane_size(before: Sequence[Array], width: int, form: Form, nbytes: int) -> int:
     """The bytes of the plane behind the planes ``before``, of a block of ``nbytes``."""
-    return escapes(before[width - 2]) if form == "folded" and len(before) > width - 2 else nbytes // width
+    if form != "folded" or len(before) < width - 1:
+        return nbytes // width
+    return int(np.count_nonzero(before[width - 2] == ESCAPE)) if len(before) == width - 1 else before[-1].size
 
 
 def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | None, out: Array) -> None:
@@ -78,11 +80,12 @@ def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | N
     numbers = out.view(UNSIGNED[width])
     planes = [frozen(p) for p in planes]
     if form == "folded":
-        low, high = np.empty((2, numbers.size), np.uint8)
         *lower, small, rare_low, rare_high = planes
-        if not rare_low.size == rare_high.size == escapes(small):
-            raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {escapes(small):,}")
-        kernels.unfold(small, rare_low, rare_high, ESCAPE, low, high)
+        at = np.flatnonzero(small == ESCAPE)
+        if not rare_low.size == rare_high.size == at.size:
+            raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {at.size:,}")
+        low, high = small.copy(), np.zeros_like(small)
+        low[at], high[at] = rare_low, rare_high
         return from_planes([*lower, low, high], width, "difference", base, out)
     ground = _ground(base, width) if form in ("difference", "xor") else ()
     if (form, width) in _JOIN:
@@ -104,11 +107,6 @@ def _ground(base: Array | None, width: int) -> tuple[Any, ...]:
     """The base's numbers, as the further argument that some kernels take."""
     assert base is not None
     return (frozen(base).view(UNSIGNED[width]),)
-
-
-def escapes(small: Array) -> int:
-    """How many numbers of a folded plane are stored apart."""
-    return int(np.count_nonzero(small == ESCAPE))
 
 
 def frozen(x: Array) -> Array:
