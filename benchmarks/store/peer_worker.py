@@ -1,0 +1,92 @@
+"""One peer on one file, in the peers' environment; prints one line of JSON. Needs nothing of nett."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PART = 4 << 20  # bytes that zstd -19 is given; it takes 3 MB/s
+
+
+def zipnn(file: Path) -> dict[str, float]:
+    """The smaller of what it makes of the file as bfloat16 and as float32."""
+    raw = file.read_bytes()
+    return {"zipnn": min(_zipnn(raw, kind)["bytes"] for kind in ("bfloat16", "float32"))}
+
+
+def _zipnn(raw: bytes, kind: str) -> dict[str, float]:
+    from zipnn import ZipNN
+
+    given = bytes(bytearray(raw))  # it changes what it is given
+    coder = ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
+    began, cpu = time.perf_counter(), time.process_time()
+    coded = coder.compress(given)
+    middle, middle_cpu = time.perf_counter(), time.process_time()
+    back = coder.decompress(coded)
+    ended, ended_cpu = time.perf_counter(), time.process_time()
+    if bytes(back) != raw:
+        raise SystemExit("zipnn does not give back what it was given")
+    size = len(raw) / 1e6
+    return {
+        "bytes": len(coded), "in": size / (middle - began), "out": size / (ended - middle),
+        "in_cpu": size / (middle_cpu - cpu), "out_cpu": size / (ended_cpu - middle_cpu),
+    }  # fmt: skip
+
+
+def zstd(file: Path) -> dict[str, float]:
+    """Levels 1 and 3 on the file, and 19 on its first part, scaled up."""
+    import zstandard
+
+    raw = file.read_bytes()
+    found = {}
+    for level in (1, 3, 19):
+        part = raw if level < 19 else raw[:PART]
+        coded = zstandard.ZstdCompressor(level=level).compress(part)
+        if zstandard.ZstdDecompressor().decompress(coded) != part:
+            raise SystemExit("zstd does not give back what it was given")
+        found[f"zstd -{level}"] = len(coded) * len(raw) / max(1, len(part))
+    return found
+
+
+def bigsmall(file: Path) -> dict[str, float]:
+    """Its command line; it takes safetensors only."""
+    program = Path(sys.executable).parent / "bigsmall"
+    with tempfile.TemporaryDirectory(dir=file.parent.parent) as folder:
+        made, back = Path(folder) / "made.bs", Path(folder) / "back.safetensors"
+        subprocess.run([program, "compress", file, "-o", made, "--storage", "--no-progress"], check=True, stdout=2)
+        subprocess.run([program, "decompress", made, "-o", back], check=True, stdout=2)
+        return {"bigsmall": made.stat().st_size}
+
+
+def xet(store: Path, files: list[Path]) -> dict[str, float]:
+    """Bytes of a local chunk store, beginning empty, that holds all the files."""
+    import hf_xet
+
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir(parents=True)
+    session = hf_xet.XetSession()
+    with session.new_upload_commit(endpoint=f"local://{store}") as commit:
+        for file in files:
+            commit.start_upload_file(str(file)).result()
+    kept = sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
+    shutil.rmtree(store)
+    return {"hf-xet": kept}
+
+
+def speed(file: Path) -> dict[str, float]:
+    """zipnn on one thread: bytes, MB/s in and out, from memory to memory."""
+    raw = file.read_bytes()
+    _zipnn(raw[: 1 << 22], "bfloat16")
+    return _zipnn(raw, "bfloat16")
+
+
+if __name__ == "__main__":
+    what, *given = sys.argv[1:]
+    paths = [Path(g) for g in given]
+    found = xet(paths[0], paths[1:]) if what == "xet" else globals()[what](paths[0])
+    print(json.dumps(found))

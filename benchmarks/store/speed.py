@@ -1,0 +1,167 @@
+"""How fast the store codes, decodes and loads: against zipnn, against the bars, against plain safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.measure import in_turn, make_cold, spend
+from benchmarks.store import peers
+from benchmarks.store.bed import build, build_pico
+
+from nett.core.bench import Figure, Outcome, Series
+from nett.core.errors import NettError
+from nett.store.library import Library
+from nett.store.objects import object_path
+
+TITLE = "speed of the store's codec, of restoring into memory and of loading"
+WORKER = Path(__file__).resolve().parent / "worker.py"
+MODELS = ("bf16", "fp32", "code-60", "code-60-fp32")
+BARS = {"bf16": 1.0, "fp32": 1.0, "code-60": 0.6, "code-60-fp32": 0.6}
+WORDS = {
+    "bf16": "plain bfloat16", "fp32": "plain float32",
+    "code-60": "difference, bfloat16", "code-60-fp32": "difference, float32",
+}  # fmt: skip
+Say = Callable[[str], None]
+
+
+def run(work: Path, say: Say, pico: bool) -> Outcome:
+    interpreter = None if pico else peers.python(say)
+    assets = os.environ.get("NETT_ASSETS")
+    if interpreter is not None:
+        bed = build(work / "bed", peers.packages_folder(interpreter), Path(assets) if assets else None, say)
+    else:
+        bed = build_pico(work / "bed")
+    models = [m for m in MODELS if m in bed]
+    store = work / "speed-store"
+    shutil.rmtree(store, ignore_errors=True)
+    say("adding to the store")
+    spend(["nett", "store", "add", *(str(bed[m]) for m in models), "--into", str(store), "--quiet"], work)
+    times = 1 if pico else 9
+    file = bed["bf16"] / "model.safetensors"
+    figures = []
+    if interpreter is not None:
+        figures += _against_zipnn(file, interpreter, times, say)
+    for model in models:
+        figures += _restored(store, model, times, say)
+    for model in models:
+        figures += _loaded(store, bed[model], times, say)
+    skipped = {} if interpreter else {"zipnn": "pico"}
+    return Outcome(figures, peers.versions_of(interpreter) if interpreter else {}, skipped)
+
+
+def ask(*words: str | Path) -> dict[str, float]:
+    """What our worker says, as JSON."""
+    done = subprocess.run([sys.executable, WORKER, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise NettError(f"{' '.join(map(str, words))} failed: {done.stderr[-600:]}", where=WORKER)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _against_zipnn(file: Path, interpreter: Path, times: int, say: Say) -> list[Figure]:
+    """Each run is a process that codes the file and decodes it again, from memory to memory, on one thread."""
+    found: dict[str, list[dict[str, float]]] = {"nett": [], "zipnn": []}
+
+    def one(name: str, ask_it: Callable[[], dict[str, float]]) -> float:
+        found[name].append(ask_it())
+        return found[name][-1]["in"]
+
+    series = in_turn(
+        {
+            "zipnn": (times, lambda: one("zipnn", lambda: peers.ask(interpreter, ["speed", file]))),
+            "nett": (times, lambda: one("nett", lambda: ask("codec", file))),
+        },
+        "MB/s in",
+        say,
+    )
+    commands = {"nett": "encode_block and decode_block, 1 thread", "zipnn": "ZipNN(threads=1)"}
+
+    def of(name: str, key: str, unit: str) -> Series:
+        return Series(name, unit, [one[key] for one in found[name]], series[name].load, commands[name])
+
+    note = "the whole file in memory; sums of the blocks, choice of coders and allocation included"
+    figures = [
+        Figure("ordinary bfloat16 file, size", of("nett", "bytes", "bytes"), of("zipnn", "bytes", "bytes"), bar=1.01)
+    ]
+    for key, unit, kind in (("in", "MB/s", "wall"), ("out", "MB/s", "wall"), ("in_cpu", "MB/s", "CPU"),
+                            ("out_cpu", "MB/s", "CPU")):  # fmt: skip
+        what = f"ordinary bfloat16 file, {key.removesuffix('_cpu')}, one thread, {kind} time"
+        bar = 1.0 if kind == "wall" else None
+        figures.append(Figure(what, of("nett", key, unit), of("zipnn", key, unit), bar, sense="at least", note=note))
+    return figures
+
+
+def _restored(store: Path, model: str, times: int, say: Say) -> list[Figure]:
+    """Every tensor decoded into memory from a warm page cache, on all cores."""
+    found: list[dict[str, float]] = []
+
+    def one() -> float:
+        found.append(ask("restore", store, model))
+        return found[-1]["GB/s"]
+
+    series = in_turn({model: (times, one)}, "GB/s", say)[model]
+    command = "every tensor of open_checkpoint('store/MODEL'), files in the page cache"
+    wall = Series("nett", "GB/s", series.runs, series.load, command)
+    each = Series("nett", "GB/s a core", [f["GB/s a core"] for f in found], series.load, command)
+    what = f"restored into memory, {WORDS[model]}"
+    return [
+        Figure(f"{what}, {os.cpu_count()} cores", wall, bar=BARS[model], sense="at least",
+               note="after a first reading in the same process, which compiles and warms"),
+        Figure(f"{what}, by CPU time", each, sense="at least"),
+    ]  # fmt: skip
+
+
+def _loaded(store: Path, plain: Path, times: int, say: Say) -> list[Figure]:
+    """Both cold. Libraries are imported and compiled on another model before the clock starts."""
+    model = plain.name
+    with Library.open(store) as library:
+        needed = set(library.model(model).objects)
+        for digest in list(needed):
+            needed |= {held.digest for held in library.chain(digest)}
+    stored = [object_path(store, d) for d in needed]
+    files = sorted(plain.glob("*.safetensors"))
+
+    def ours(what: str) -> Callable[[], float]:
+        def measure() -> float:
+            make_cold([*stored, store / "models" / f"{model}.json"])
+            return ask(what, store, model)["s"]
+
+        return measure
+
+    def theirs(what: str) -> Callable[[], float]:
+        def measure() -> float:
+            make_cold(files)
+            return ask(what, plain)["s"]
+
+        return measure
+
+    command = {
+        "nett": "every tensor of open_checkpoint('store/MODEL')",
+        "safetensors": "safetensors.torch.load_file, every tensor cloned, so that every byte was read",
+        "nett.load, store": "nett.load('store/MODEL')", "nett.load, file": "nett.load('MODEL')",
+    }  # fmt: skip
+    found = in_turn(
+        {
+            "safetensors": (times, theirs("plain")), "nett": (times, ours("stored")),
+            "nett.load, file": (times, theirs("load_plain")), "nett.load, store": (times, ours("load_stored")),
+        },
+        "s",
+        say,
+    )  # fmt: skip
+
+    def of(name: str) -> Series:
+        return Series(name, "s", found[name].runs, found[name].load, command[name])
+
+    size = sum(f.stat().st_size for f in files)
+    less = sum(f.stat().st_size for f in stored)
+    note = f"both cold by posix_fadvise DONTNEED; {size:,} bytes as a file, {less:,} in the store with its bases"
+    return [
+        Figure(f"loaded from the store, cold, {WORDS[model]}", of("nett"), of("safetensors"), bar=1.5, note=note),
+        Figure(f"nett.load in float32, cold, {WORDS[model]}", of("nett.load, store"), of("nett.load, file"), note=note),
+    ]
