@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import nett
 from nett.core.checkpoint import open_checkpoint
 from nett.core.errors import NettError, ProofFailed, Refused, UsageError
+from nett.core.segments import segments_of
 from nett.core.tiny import fine_tune_of, write_llama
 from nett.store.add import add
 from nett.store.library import Library
 from nett.store.restoring import restore_model
-from nett.store.segments import segments_of
 from support.cli import nett as cli
 from support.tensors import write_tensors
 

@@ -15,8 +15,8 @@ import numpy as np
 from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
+from nett.core.segments import segments_of
 from nett.store.library import Part, StoredFile
-from nett.store.segments import segments_of
 from nett.store.units import Unit, units_of
 
 SKIPPED = (".git", ".nett-link", "__pycache__")  # folders that are no part of a model

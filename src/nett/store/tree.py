@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, final
 
+from nett.core.caches import UNFINISHED, hub_cache, left_alone
 from nett.core.shown import shown
 
 RECEIPT = ".nett-link"
 STAGED = re.compile(r"\.nett-link-[0-9a-f]{32}")  # what an act of linking has in hand
-_UNFINISHED = re.compile(r".*(\.(incomplete|part|partial|crdownload|download|aria2)|-partial(-\d+)?)", re.DOTALL)
-_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+", re.DOTALL)
-_HUB = "of a Hugging Face hub cache, which shares files itself and names them by their hash: nothing in it is relinked"
 
 
 class Name(NamedTuple):
@@ -121,7 +119,7 @@ def walk(roots: Iterable[Path], *, least: int, but: Path | None = None) -> Tree:
                 if STAGED.fullmatch(entry.name):
                     tree.leftovers.append(name)
                     left_behind[found.st_dev, found.st_ino] += 1
-                elif _UNFINISHED.fullmatch(entry.name):
+                elif UNFINISHED.fullmatch(entry.name):
                     unfinished += 1
                 elif found.st_size >= max(1, least):
                     files.setdefault((found.st_dev, found.st_ino), File(found, [])).names.append(name)
@@ -134,46 +132,6 @@ def walk(roots: Iterable[Path], *, least: int, but: Path | None = None) -> Tree:
     if unfinished:
         tree.notes.append(f"left alone: {unfinished:,} unfinished {'download' if unfinished == 1 else 'downloads'}")
     return tree
-
-
-def left_alone(folder: str, hub: str) -> str | None:
-    """Why nothing under this folder is touched, or None where it may be; ``hub`` is the user's hub cache."""
-
-    def has(*names: str) -> bool:
-        return all(os.path.lexists(os.path.join(folder, n)) for n in names)
-
-    name = os.path.basename(folder)
-    if name == ".git" or has("HEAD", "objects", "refs"):
-        return "of git, which keeps its files by their hash"
-    if name.startswith(".nett-") or (name[:1] == "." and name.endswith((".nett-partial", ".nett-replaced"))):
-        return "of nett's own, in which something is being written"
-    if has("nett.json", "objects", "models"):
-        return "of a store of nett"
-    if _REPOSITORY.fullmatch(name) and (has("blobs") or has("snapshots") or has("refs")):
-        return _HUB
-    if name == "blobs" and _is_shared(folder):
-        return _HUB
-    return _HUB if folder == hub else None
-
-
-def hub_cache() -> str:
-    """Where huggingface_hub keeps its files for this user."""
-    given = os.environ.get
-    home = given("HF_HOME") or os.path.join(given("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = given("HF_HUB_CACHE") or given("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return os.path.realpath(os.path.expanduser(hub))
-
-
-def _is_shared(folder: str) -> bool:
-    """Whether ``blobs`` holds the payloads that the repositories of a hub cache share: two hex digits, then a hash."""
-    try:
-        beside = os.listdir(os.path.dirname(folder))
-        inside = [n for n in os.listdir(folder) if re.fullmatch("[0-9a-f]{2}", n)]
-        if any(_REPOSITORY.fullmatch(n) for n in beside):
-            return True
-        return any(n.endswith(".refs") for i in inside for n in os.listdir(os.path.join(folder, i)))
-    except OSError:
-        return False
 
 
 def _noun(number: int) -> str:

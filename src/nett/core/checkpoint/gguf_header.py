@@ -20,6 +20,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4  # ggml's own
 _MAX_NAME = 65_535
 _MAX_DEPTH = 4  # of arrays in arrays
+_BLOCK = 1 << 20  # bytes read at once of an array of strings
 
 
 @final
@@ -97,12 +98,28 @@ class _Walk:
             self.skip(count * struct.calcsize("<" + _SCALARS[element]), what)
             return count
         self.need(count * 8, what)  # a string has at least its length, an array at least twelve bytes
+        if element == _STRING:
+            self.skip_strings(count, what)
+            return count
         for _ in range(count):
-            if element == _STRING:
-                self.skip(self.number("Q", what), what)
-            else:
-                self.value(element, what, depth + 1)
+            self.value(element, what, depth + 1)
         return count
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Past ``count`` strings, a block of the file at a time: vocabularies have hundreds of thousands of them."""
+        while count:
+            block = self.file.read(min(_BLOCK, self.size - self.at))
+            at, last = 0, len(block) - 8
+            while count and at <= last:
+                end = at + 8 + int.from_bytes(block[at : at + 8], "little")
+                if end > len(block):
+                    break
+                at, count = end, count - 1
+            self.file.seek(self.at + at)
+            self.at += at
+            if not at:  # longer than a block, or than the file
+                self.skip(self.number("Q", what), what)
+                count -= 1
 
 
 def read_header(path: Path) -> GgufHeader:

@@ -1,4 +1,4 @@
-"""A file as what the store keeps of it: tensors by their bytes, and everything between them verbatim.
+"""A file as a row of segments: tensors by their bytes, and everything between them verbatim. Reads no pickle.
 
 Any file is a row of segments without gaps. What is a tensor is told from the headers of safetensors, GGUF and zipped
 torch files; other files, and headers that do not hold, are one segment of rest. Put together again, the segments
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import final
 
 from nett.core.checkpoint import safetensors
-from nett.core.errors import NettError
+from nett.core.errors import NettError, Refused
 
 SMALL = 1 << 12  # bytes; what is smaller is kept with the rest, since an object of its own would cost more
 ZIPPED = (".bin", ".pt", ".pth", ".ckpt")
@@ -54,15 +54,24 @@ def segments_of(path: Path, size: int) -> list[Segment]:
 def _tensors(path: Path) -> list[Segment]:
     """The tensors that a header names; none where there is no header that holds."""
     try:
-        if path.suffix == ".safetensors":
+        return tensors_of_file(path, path.suffix)
+    except (NettError, OSError):
+        return []
+
+
+def tensors_of_file(path: Path, suffix: str) -> list[Segment]:
+    """The tensors of a file that is read as those that end in ``suffix`` are; none for an ending that is not known.
+    Raises NettError where its header does not hold, OSError where it cannot be read."""
+    try:
+        if suffix == ".safetensors":
             infos, _ = safetensors.read_header(path)
             return [Segment(t.offset, t.nbytes, t.name, t.dtype.bytes) for t in infos.values()]
-        if path.suffix == ".gguf":
+        if suffix == ".gguf":
             return list(_of_gguf(path))
-        if path.suffix in ZIPPED:
+        if suffix in ZIPPED:
             return list(_of_zip(path))
-    except (NettError, OSError, zipfile.BadZipFile, struct.error, UnicodeDecodeError):
-        return []
+    except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError) as error:
+        raise Refused(f"is not a zipped torch file: {error}", where=path) from error
     return []
 
 
