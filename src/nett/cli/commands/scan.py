@@ -1,4 +1,5 @@
-"""``nett scan PATH…``, and ``nett scan PROBE PATH…`` for one probe with its own options."""
+"""``nett scan`` of the disk, ``nett scan PATH…`` of models, ``nett scan PROBE PATH…`` for one probe with its own
+options."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 SHOWN = 40
 
 
-def _options() -> list[click.Parameter]:
+def _options(*, required: bool) -> list[click.Parameter]:
     file = click.Path(path_type=Path)
     return [
-        click.Argument(["paths"], nargs=-1, required=True, metavar="PATH..."),
+        click.Argument(["paths"], nargs=-1, required=required, metavar="PATH..." if required else "[PATH...]"),
         click.Option(["--base"], metavar="PATH", help="The model that the others were tuned from."),
         click.Option(["--json", "json_file"], type=file, metavar="FILE", help="Write the findings as JSON."),
         click.Option(["--html", "html_file"], type=file, metavar="FILE", help="Write a page with pictures."),
@@ -58,7 +59,7 @@ def _probe_command(card: Card) -> click.Command:
         _scan({card.name: own}, **{k: v for k, v in values.items() if k in _NAMES})
 
     found = MethodCommand(
-        card.name, callback=call, params=[*_options(), *map(option, card.parameters)], help=card_help(card)
+        card.name, callback=call, params=[*_options(required=True), *map(option, card.parameters)], help=card_help(card)
     )
     found.card = card
     return found
@@ -121,22 +122,40 @@ def _show(found: Scan) -> None:
         click.echo("\n".join(columns(heads, [[figure(v) for v in line] for line in lines], right=heads[1:])))
 
 
-def _all_probes(only: tuple[str, ...], **values: Any) -> None:
-    """What is redundant in checkpoints, what removing it would free, at what risk, and the command for it.
+def _all_probes(only: tuple[str, ...], disk: bool, exact: bool, **values: Any) -> None:
+    """What is redundant, what removing it would free, at what risk, and the command for it.
 
-    nett scan PROBE PATH... runs one probe, with its own options; nett list scan names them.
+    nett scan looks through the places where models lie: the caches of Hugging Face, Ollama, LM Studio and torch hub, and
+    the working folder; nett scan --disk DIR... through folders of yours. Both estimate from headers and sampled pages,
+    and read everything with --exact.
+
+    nett scan PATH... runs all probes over checkpoints and reads every byte of them. nett scan PROBE PATH... runs one
+    probe, with its own options; nett list scan names them.
     """
-    from nett.scan.engine import chosen
-
     named = [word for words in only for word in words.split(",") if word]
-    _scan({card.name: {} for card in chosen(named)}, **values)
+    if not disk and values["paths"]:
+        from nett.scan.engine import chosen
+
+        _scan({card.name: {} for card in chosen(named)}, **values)
+        return
+    for option, given in (("--only", named), ("--base", values.pop("base"))):
+        if given:
+            raise UsageError(f"{option} is for checkpoints that are named: nett scan PATH... {option} ...")
+    folders = values.pop("paths")
+    if disk and not folders:
+        raise UsageError("--disk needs a folder: nett scan --disk DIR", hint="nett scan alone looks where models lie.")
+    from nett.cli.disk import scan_disk
+
+    scan_disk(folders, exact=exact, **values)
 
 
 command = ScanCommand(
     "scan",
     callback=_all_probes,
     params=[
-        *_options(),
+        *_options(required=False),
+        click.Option(["--disk"], is_flag=True, help="The paths are folders full of models: what they hold together."),
+        click.Option(["--exact"], is_flag=True, help="Read every byte, where a disk would be estimated from samples."),
         click.Option(
             ["--only"], multiple=True, metavar="PROBE", help="Run only this probe (again for more; or a,b,c)."
         ),

@@ -71,7 +71,7 @@ def coded(all_: Sequence[Coding], *, exact: bool) -> Iterator[Found]:
     for one in all_:
         e, item, base = one.file, one.file.item, one.unit.base if one.unit is not None else None
         yield from _twins(one, exact=exact)
-        if one.delta is not None and one.unit is not None and base is not None:
+        if one.delta is not None and one.unit is not None and base is not None and one.delta.any():
             got = _coded(one, np.minimum(one.delta, e.own), np.where(one.delta > 0, one.unit.error, 0.0))
             source = base.files[0].item.path if len(base.files) == 1 else base.path
             yield _found("delta", item.path, source, got, item.size / _DELTA, add_command(base.path, one.unit.path))
