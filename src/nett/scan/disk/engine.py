@@ -98,8 +98,11 @@ def unreadable(scan: DiskScan) -> list[tuple[str, str]]:
     return [*scan.survey.unreadable, *((i.path, i.problem) for i in scan.items if i.problem)]
 
 
-def run_disk(folders: Sequence[Any] = (), *, exact: bool = False, threads: int = 0) -> DiskScan:
-    """Scan the known places, or the ``folders``. Refused where one of those is not there."""
+def run_disk(
+    folders: Sequence[Any] = (), *, exact: bool = False, threads: int = 0, depth: Depth | None = None
+) -> DiskScan:
+    """Scan the known places, or the ``folders``. ``depth``: how much is sampled, if not as much as the budget allows.
+    Refused where a folder is not there."""
     begun = time.perf_counter()
     places = given_places(folders) if folders else known_places()
     for place in places:
@@ -112,7 +115,7 @@ def run_disk(folders: Sequence[Any] = (), *, exact: bool = False, threads: int =
     for item in items:
         item.layout = item.layout or layouts.opaque(item.size)
     readable = [i for i in items if not i.problem.startswith("cannot be read")]
-    depth = Depth.of(i.layout for i in readable if i.layout is not None)
+    depth = depth or Depth.of(i.layout for i in readable if i.layout is not None)
     known = gather(readable, depth)
     pool = Pool(thread_count(threads))
     try:
