@@ -105,7 +105,7 @@ def test_a_folder_that_is_called_as_a_probe_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    nett("scan").failed(2, "Missing argument")
+    nett("scan", "header").failed(2, "Missing argument")
     nett("scan", str(tmp_path / "nowhere")).failed(3, "nowhere", "no such file or folder")
     (tmp_path / "notes.txt").write_text("hello")
     nett("scan", str(tmp_path / "notes.txt")).failed(3, "notes.txt")

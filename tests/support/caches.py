@@ -38,7 +38,9 @@ def aged(path: Path) -> Path:
     return path
 
 
-def hub_repository(cache: Path, name: str, files: Mapping[str, bytes], *, links: bool = True, commit: str = "c0") -> Path:
+def hub_repository(
+    cache: Path, name: str, files: Mapping[str, bytes], *, links: bool = True, commit: str = "c0"
+) -> Path:
     """``files`` as a download of ``models--NAME``: blobs by their hash, snapshots as symlinks (or copies)."""
     repository = cache / f"models--{name}"
     snapshot = repository / "snapshots" / commit

@@ -23,7 +23,7 @@ def scan_disk(
 
     found = run_disk(folders, exact=exact, threads=threads)
     if json_file is not None:
-        json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
     _show(found)
     if html_file is not None:
         from nett.scan.disk.page import disk_page
@@ -64,7 +64,7 @@ def _show(found: DiskScan) -> None:
         if len(found.found) > len(first):
             click.echo(f"… and {len(found.found) - len(first):,} more; --json FILE has all")
         for number, text in enumerate(commands, start=1):
-            click.echo(f"[{number}] {shown(text)}")
+            click.echo(f"[{number}] {text}")
     for line in remarks(found):
         click.echo(line)
     trouble = unreadable(found)

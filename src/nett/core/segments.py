@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from nett.core.checkpoint import safetensors
 from nett.core.errors import NettError, Refused
+
+if TYPE_CHECKING:
+    from nett.core.checkpoint.gguf_header import GgufHeader
 
 SMALL = 1 << 12  # bytes; what is smaller is kept with the rest, since an object of its own would cost more
 ZIPPED = (".bin", ".pt", ".pth", ".ckpt")
@@ -67,19 +70,19 @@ def tensors_of_file(path: Path, suffix: str) -> list[Segment]:
             infos, _ = safetensors.read_header(path)
             return [Segment(t.offset, t.nbytes, t.name, t.dtype.bytes) for t in infos.values()]
         if suffix == ".gguf":
-            return list(_of_gguf(path))
+            from nett.core.checkpoint.gguf_header import read_header
+
+            return gguf_segments(read_header(path))
         if suffix in ZIPPED:
             return list(_of_zip(path))
-    except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as error:
         raise Refused(f"is not a zipped torch file: {error}", where=path) from error
     return []
 
 
-def _of_gguf(path: Path) -> Iterator[Segment]:
+def gguf_segments(header: GgufHeader) -> list[Segment]:
     """A GGUF tensor reaches to the next one; padding behind it belongs to it, and comes back with it."""
-    from nett.core.checkpoint.gguf_header import read_header
-
-    header = read_header(path)
+    found = []
     ends = dict(pairwise([*sorted({t.offset for t in header.tensors}), header.size]))
     for tensor in header.tensors:
         width = {0: 4, 1: 2, 30: 2, 28: 8}.get(tensor.type, 1)  # F32, F16, BF16, F64; quantised blocks are bytes
@@ -89,7 +92,8 @@ def _of_gguf(path: Path) -> Iterator[Segment]:
             for n in tensor.shape:
                 count *= n
             nbytes = min(nbytes, count * width)
-        yield Segment(tensor.offset, nbytes, tensor.name, width)
+        found.append(Segment(tensor.offset, nbytes, tensor.name, width))
+    return found
 
 
 def _of_zip(path: Path) -> Iterator[Segment]:

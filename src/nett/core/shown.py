@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -12,6 +13,12 @@ def shown(path: str | os.PathLike[str]) -> str:
         return text
     raw = "".join(c if c.isprintable() and c not in "\\'" else _escaped(c) for c in text)
     return f"$'{raw}'"
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """``path`` as one word of a shell's command, printable whatever is in it."""
+    text = os.fspath(path)
+    return shlex.quote(text) if text.isprintable() else shown(text)
 
 
 def _escaped(character: str) -> str:

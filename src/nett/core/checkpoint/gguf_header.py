@@ -13,7 +13,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, final
 
+import numpy as np
+
+from nett.core.dtypes import Array
 from nett.core.errors import Refused
+from nett.core.jit import jit
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -43,6 +47,22 @@ class GgufHeader:
     pairs: dict[str, tuple[int, int]]  # key -> where its key, type and value begin and end in the file
     tensors: tuple[GgufTensor, ...]
     size: int  # of the file in bytes
+
+
+@jit
+def _strings(block: Array, most: int) -> tuple[int, int]:
+    """(bytes, number) of the whole strings that a block begins with, at most ``most``."""
+    at: Any = 0
+    count = 0
+    while count < most and at + 8 <= block.size:
+        length = np.uint64(0)
+        for k in range(8):
+            length |= np.uint64(block[at + k]) << np.uint64(8 * k)
+        if length > np.uint64(block.size - at - 8):
+            break
+        at += 8 + np.int64(length)
+        count += 1
+    return at, count
 
 
 @final
@@ -109,12 +129,8 @@ class _Walk:
         """Past ``count`` strings, a block of the file at a time: vocabularies have hundreds of thousands of them."""
         while count:
             block = self.file.read(min(_BLOCK, self.size - self.at))
-            at, last = 0, len(block) - 8
-            while count and at <= last:
-                end = at + 8 + int.from_bytes(block[at : at + 8], "little")
-                if end > len(block):
-                    break
-                at, count = end, count - 1
+            at, skipped = _strings(np.frombuffer(block, np.uint8), count)
+            count -= skipped
             self.file.seek(self.at + at)
             self.at += at
             if not at:  # longer than a block, or than the file

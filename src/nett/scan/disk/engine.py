@@ -28,7 +28,7 @@ from nett.scan.disk.places import Place, given_places, known_places
 from nett.scan.disk.sample import Depth
 from nett.scan.disk.walk import survey
 
-_LARGE = 1_000_000  # bytes from which a file whose inside is not known counts as a model
+_LARGE = 1_000_000  # bytes from which a file whose inside is not known is looked at
 _TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 
@@ -112,6 +112,7 @@ def run_disk(
     seen = survey(places)
     layouts = Layouts()
     items = [i for i in sorted(seen.items.values(), key=lambda i: i.path) if i.size and layouts.look(i)]
+    items = [i for i in items if i.layout is not None or i.problem or i.size >= _LARGE]
     for item in items:
         item.layout = item.layout or layouts.opaque(item.size)
     readable = [i for i in items if not i.problem.startswith("cannot be read")]
@@ -175,14 +176,7 @@ def _sum(amounts: Iterable[Amount]) -> Amount:
 
 def _models(items: Sequence[Item]) -> int:
     """How many models the files are: those of one folder that says it is one, and others one by one."""
-    return len(
-        {
-            i.unit
-            for i in items
-            if (i.size >= _LARGE or (i.layout is not None and i.layout.format != "opaque"))
-            and not i.path.rpartition("/")[2].startswith(_TRAINING)
-        }
-    )
+    return len({i.unit for i in items if not i.path.rpartition("/")[2].startswith(_TRAINING)})
 
 
 def _by_place(items: Iterable[Item]) -> defaultdict[Place, list[Item]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log
 
 import numpy as np
 
@@ -25,6 +24,24 @@ def _count(planes: Array, rows: int, out: Array) -> None:
             out[row, planes[i]] += 1
 
 
+@jit
+def _entropies(planes: Array, rows: int, full: float, out: Array) -> None:
+    """Order-0 entropies in bits of each row of ``planes`` (rows * n), corrected by Miller and Madow (1955) for being a
+    sample, added to ``out`` (rows); beyond ``full`` bits a plane is stored as it is."""
+    n = planes.size // rows
+    for row in range(rows):
+        counts = np.zeros(256, np.int64)
+        for i in range(row * n, row * n + n):
+            counts[planes[i]] += 1
+        total, seen = 0.0, 0
+        for c in counts:
+            if c:
+                total += c * np.log2(c)
+                seen += 1
+        bits = np.log2(n) - total / n + (seen - 1) / (2 * n * np.log(2.0))
+        out[row] += 8.0 if bits > full else bits
+
+
 def widths(width: int, nbytes: int) -> tuple[int, ...]:
     """The element sizes to try: the one that the header tells, or those that are usual."""
     return tuple(w for w in ((width,) if width else (2, 4, 1)) if nbytes % w == 0) or (1,)
@@ -42,19 +59,13 @@ def count(raw: Array, rows: int, width: int, form: Form, base: Array | None, out
         _count(plane, rows, counts)
 
 
-def share(counts: Array, *, corrected: bool) -> Array:
-    """Coded bytes a byte: the mean entropy over planes; ``counts`` (planes, rows, 256) -> (rows).
-
-    A plane beyond ``FULL`` bits is stored as it is. ``corrected``: by Miller and Madow (1955) for being a sample.
-    """
+def share(counts: Array) -> float:
+    """Coded bytes a byte: the mean entropy over planes; ``counts`` (planes, 1, 256) of all bytes of a tensor. A plane
+    beyond ``FULL`` bits is stored as it is."""
     total = counts.sum(-1, keepdims=True)
     p = counts / np.maximum(total, 1)
     bits = -(p * np.log2(p, where=p > 0, out=np.zeros_like(p))).sum(-1)
-    if corrected:
-        seen = (counts > 0).sum(-1)
-        bits += np.where(seen > 1, (seen - 1) / (2 * log(2) * np.maximum(total[..., 0], 1)), 0.0)
-    bits = np.where(bits > FULL, 8.0, bits)
-    return np.asarray(bits.mean(0) / 8)
+    return float(np.where(bits > FULL, 8.0, bits).mean() / 8)
 
 
 def page_shares(pages: Array, width: int, base: Array | None = None) -> Array:
@@ -64,9 +75,10 @@ def page_shares(pages: Array, width: int, base: Array | None = None) -> Array:
     best: Array | None = None
     for one in widths(width, size):
         for w, form in forms(one, base is not None):
-            counts = np.zeros((w, rows, 256), np.int32)
-            count(raw, rows, w, form, ground, counts)
-            found = share(counts, corrected=True)
+            found = np.zeros(rows)
+            for plane in to_planes(raw, w, form, ground):
+                _entropies(plane, rows, FULL, found)
+            found /= 8 * w
             if best is None or found.mean() < best.mean():
                 best = found
     assert best is not None

@@ -13,7 +13,7 @@ from nett.core.progress import report
 from nett.scan.disk.entropy import page_shares
 from nett.scan.disk.items import Item
 from nett.scan.disk.layout import Layout
-from nett.scan.disk.sample import Depth, Sample, batches, read_pages
+from nett.scan.disk.sample import BATCH, Depth, Sample, batches, read_pages
 
 SIGNS = 32  # elements of an anchor whose signs are compared
 
@@ -50,9 +50,10 @@ class Evidence:
 def gather(items: Sequence[Item], depth: Depth) -> list[Evidence]:
     """Look into every file; those that cannot be read are left out."""
     found: list[Evidence] = []
+    memory = np.empty(BATCH, np.uint8)
     report.begin("sampling", len(items), "files")
     for sample, some in batches(items, depth):
-        read, pages = read_pages(some, sample)
+        read, pages = read_pages(some, sample, memory)
         found += _of_batch(read, sample, pages)
         report.step(len(some))
     report.end()

@@ -67,7 +67,7 @@ def read_deltas(models: Sequence[Unit], pool: Pool) -> None:
     for (unit, number), found in zip(todo, pool.ordered(lambda t: _deltas(*t), todo), strict=True):
         report.step(unit.files[number].item.size)
         if found is not None:
-            unit.exact[number] = found
+            unit.exact[number], unit.error = found, 0.0
     report.end()
 
 
@@ -114,7 +114,7 @@ class _Tally:
 
     @property
     def share(self) -> float:
-        return min(float(share(c, corrected=False)[0]) for c in self._counts.values())
+        return min(share(c) for c in self._counts.values())
 
 
 def _read(e: Evidence) -> tuple[bytes, list[bytes], Array, Array, dict[int, bytes]] | None:

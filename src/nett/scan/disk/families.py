@@ -11,7 +11,8 @@ import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from functools import cached_property
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from nett.scan.disk.items import Item
 from nett.scan.disk.sample import CODED, Depth, Sample, read_pages, sample_of
 
 AGREE = 13  # of the sixteen signs that are no part of the key
-CANDIDATES, JUDGES = 8, 16  # bases that are tried on so many members
+CANDIDATES, JUDGES = 4, 8  # bases that are tried on so many members
 ALIKE, WORTH = 0.9, 0.95  # as the store: share of the bytes that both have; what a difference must be smaller than
 _ROUNDS = 4
 _PAGES = 512  # of models that are kept in memory
@@ -43,12 +44,12 @@ class Unit:
     memo: dict[str, Any] = field(default_factory=dict)
     exact: dict[int, Array] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Equal for models of the same files."""
         return tuple(id(e.layout) for e in self.files)
 
-    @property
+    @cached_property
     def own(self) -> float:
         """Coded bytes a byte of the model by itself."""
         nbytes = sum(float(e.weights.sum()) for e in self.files)
@@ -191,6 +192,15 @@ def _ones(words: Array) -> Array:
     return np.asarray(bits.sum(1, dtype=np.int64))
 
 
+class _Page(NamedTuple):
+    """Of file ``file``, at ``offset`` of its data, in a tensor of elements of ``width`` bytes."""
+
+    file: int
+    offset: int
+    tensor: int
+    width: int
+
+
 @final
 class _Reader:
     """The pages of a model from which differences are judged, the same places for models of one shape."""
@@ -198,53 +208,48 @@ class _Reader:
     def __init__(self, depth: Depth) -> None:
         self._depth = depth
         self._kept: OrderedDict[Any, Array | None] = OrderedDict()
+        self._places: dict[tuple[int, ...], list[_Page]] = {}
 
-    def pages(self, unit: Unit) -> list[tuple[int, int, int]]:
-        """(file, page of its sample, bytes of an element)."""
-        if "pages" not in unit.memo:
+    def pages(self, unit: Unit) -> list[_Page]:
+        """The same for models of one shape."""
+        if unit.shape not in self._places:
             found = []
             for number, e in enumerate(unit.files):
                 sample = sample_of(e.layout, self._depth)
-                owner = np.searchsorted(sample.first, sample.coded, "right") - 1
-                widths = e.layout.widths[sample.tensors[owner]]
-                found += [(number, int(p), int(w)) for p, w in zip(sample.coded, widths, strict=True)]
-            step = -(-len(found) // (2 * CODED))
-            unit.memo["pages"] = found[:: max(1, step)]
-        got: list[tuple[int, int, int]] = unit.memo["pages"]
-        return got
+                for page in sample.coded.tolist():
+                    tensor = int(sample.tensors[np.searchsorted(sample.first, page, "right") - 1])
+                    found.append(_Page(number, int(sample.offsets[page]), tensor, int(e.layout.widths[tensor])))
+            self._places[unit.shape] = found[:: max(1, -(-len(found) // (2 * CODED)))]
+        return self._places[unit.shape]
 
     def own(self, unit: Unit) -> Array | None:
         """(pages, bytes); None where a file cannot be read any more."""
-        return self._read(unit, [(n, self._place(unit, n, p)) for n, p, _ in self.pages(unit)])
+        return self._read(unit, tuple((p.file, p.offset) for p in self.pages(unit)))
 
     def of_base(self, unit: Unit, base: Unit) -> Array | None:
         """The same places in the same tensors of ``base``; rows of pages that it lacks are those of the unit."""
+        pages = self.pages(unit)
         if base.shape == unit.shape:
-            return self._read(base, [(n, self._place(unit, n, p)) for n, p, _ in self.pages(unit)])
+            return self.own(base)
         places: list[tuple[int, int] | None] = []
         theirs = base.names()
-        for n, p, _ in self.pages(unit):
-            layout = unit.files[n].layout
-            sample = sample_of(layout, self._depth)
-            tensor = int(sample.tensors[np.searchsorted(sample.first, p, "right") - 1])
-            there = theirs.get((_called(unit.files[n], layout.names[tensor]), int(layout.nbytes[tensor])))
-            inside = int(sample.offsets[p]) - int(layout.offsets[tensor])
-            places.append(
-                None if there is None else (there[0], int(base.files[there[0]].layout.offsets[there[1]]) + inside)
-            )
-        read = self._read(base, [p for p in places if p is not None])
-        out = self.own(unit)
+        for page in pages:
+            e = unit.files[page.file]
+            there = theirs.get((_called(e, e.layout.names[page.tensor]), int(e.layout.nbytes[page.tensor])))
+            if there is None:
+                places.append(None)
+                continue
+            inside = page.offset - int(e.layout.offsets[page.tensor])
+            places.append((there[0], int(base.files[there[0]].layout.offsets[there[1]]) + inside))
+        read, out = self._read(base, tuple(p for p in places if p is not None)), self.own(unit)
         if read is None or out is None:
             return None
         out = out.copy()
         out[[p is not None for p in places]] = read
         return out
 
-    def _place(self, unit: Unit, number: int, page: int) -> int:
-        return int(sample_of(unit.files[number].layout, self._depth).offsets[page])
-
-    def _read(self, unit: Unit, places: Sequence[tuple[int, int]]) -> Array | None:
-        key = (id(unit), tuple(places))
+    def _read(self, unit: Unit, places: tuple[tuple[int, int], ...]) -> Array | None:
+        key = (id(unit), places)
         if key not in self._kept:
             rows: list[Array] = []
             for number in dict.fromkeys(n for n, _ in places):
@@ -282,7 +287,7 @@ def _deltas(members: Sequence[Unit], base: Unit, reader: _Reader) -> list[tuple[
         mine, ground = reader.own(one), reader.of_base(one, base)
         if mine is None or ground is None:
             continue
-        kind = tuple(w for _, _, w in reader.pages(one))
+        kind = tuple(p.width for p in reader.pages(one))
         batch[kind].append((one, mine, ground))
         if len(batch[kind]) >= 64:
             found += _judged(kind, batch.pop(kind))
@@ -307,18 +312,16 @@ def _judged(kind: tuple[int, ...], some: Sequence[tuple[Unit, Array, Array]]) ->
 
 
 def _best(group: Sequence[Unit], reader: _Reader) -> Unit:
-    """The model from which the others are the smallest step; of two alike, the older one."""
+    """The model whose differences to the others save most; of two alike, the older one."""
     step = max(1, len(group) // CANDIDATES)
     judges = group[:: max(1, len(group) // JUDGES)][:JUDGES]
 
-    def cost(candidate: Unit) -> float:
-        near = _deltas([u for u in judges if u is not candidate], candidate, reader)
-        shares = {u: share for u, share, _ in near}
-        return sum(min(shares.get(u, 1.0), u.own) for u in judges if u is not candidate) / max(
-            1, len(judges) - (candidate in judges)
-        )
+    def gain(candidate: Unit) -> float:
+        others = [u for u in judges if u is not candidate]
+        near = _deltas(others, candidate, reader)
+        return sum(max(0.0, u.own - share) for u, share, _ in near) / max(1, len(others))
 
     tried = list(group[::step][:CANDIDATES])
-    costs = [cost(c) for c in tried]
-    least = min(costs)
-    return next(c for c, n in zip(tried, costs, strict=True) if n <= least * 1.005)
+    gains = [gain(c) for c in tried]
+    most = max(gains)
+    return next(c for c, g in zip(tried, gains, strict=True) if g >= most * 0.995)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.edge import Edge
 from nett.core.layers import is_head, is_vocabulary
+from nett.core.shown import quoted
 from nett.scan.disk import account
 from nett.scan.disk.account import Amount, Coding, together, wilson
 from nett.scan.disk.alike import Twin
@@ -82,9 +82,7 @@ def coded(all_: Sequence[Coding], *, exact: bool) -> Iterator[Found]:
             whole = wilson(one.weights, e.narrow, exact=exact)
             got = Amount(whole.value // 2, whole.low // 2, whole.high // 2)
             all_narrow = bool(e.narrow[e.layout.floats[e.tensors]].all())
-            command = (
-                f"nett convert {shlex.quote(item.unit)} OUT --dtype bfloat16" if all_narrow else add_command(item.unit)
-            )
+            command = f"nett convert {quoted(item.unit)} OUT --dtype bfloat16" if all_narrow else add_command(item.unit)
             yield _found("narrower_dtype", item.path, None, got, 0.0, command)
 
 

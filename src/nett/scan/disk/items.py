@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
+from nett.core.shown import quoted
 from nett.scan.disk.places import Place
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ class Survey:
         if time.time() - state.st_mtime < _YOUNG:
             self.note("left alone: downloads that may be going on")
             return
-        self._left("partial_download", path, state, f"rm -i -- {shlex.quote(path)}")
+        self._left("partial_download", path, state, f"rm -i -- {quoted(path)}")
 
     def orphan(self, path: str, state: os.stat_result, command: str | None = None) -> None:
         """A blob that no model leads to."""
-        self._left("orphaned_blob", path, state, command or f"rm -i -- {shlex.quote(path)}")
+        self._left("orphaned_blob", path, state, command or f"rm -i -- {quoted(path)}")
 
     def _left(self, kind: str, path: str, state: os.stat_result, command: str) -> None:
         self.leftovers[state.st_dev, state.st_ino] = Leftover(kind, path, state.st_blocks * 512, command)

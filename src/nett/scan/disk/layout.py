@@ -19,10 +19,10 @@ from nett.core.checkpoint import gguf_header, safetensors
 from nett.core.dtypes import Array
 from nett.core.errors import NettError
 from nett.core.layers import layer_of
-from nett.core.segments import SMALL, ZIPPED, tensors_of_file
+from nett.core.segments import SMALL, ZIPPED, gguf_segments, tensors_of_file
 from nett.scan.disk.items import Item
 
-FIRST = 1 << 16  # bytes that are read of a file at once; most headers are shorter
+FIRST = 1 << 15  # bytes that are read of a file at once; most headers are shorter
 _METADATA = re.compile(rb'\{"__metadata__":\{[^{}]*\},')
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg")
@@ -153,8 +153,7 @@ def _of_safetensors(path: str) -> Layout:
 def _of_gguf(path: str) -> Layout:
     header = gguf_header.read_header(Path(path))
     kinds = {t.name: t for t in header.tensors}
-    segments = tensors_of_file(Path(path), ".gguf")
-    rows = [(str(s.name), s.offset, s.nbytes, s.width, kinds[str(s.name)].type == 0) for s in segments]
+    rows = [(str(s.name), s.offset, s.nbytes, s.width, kinds[str(s.name)].type == 0) for s in gguf_segments(header)]
     found = _made("gguf", rows, header.size)
     architecture = header.metadata.get("general.architecture")
     for number, name in enumerate(found.names):

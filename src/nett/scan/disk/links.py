@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
+from nett.core.shown import quoted
 from nett.scan.disk.evidence import Evidence
 from nett.scan.disk.items import Item
 
 LEAST = 1_000_000  # bytes: the least that ``nett store link`` looks at
+_MOST = 6  # folders in a command
 _ROOTS = ("Ollama", "LM Studio", "torch hub")
 
 
@@ -48,12 +49,17 @@ def _alike(item: Item) -> object:
     return item.stat.st_dev, item.stat.st_uid, item.stat.st_gid, item.stat.st_mode
 
 
-def link_command(items: Iterable[Item]) -> str:
+def link_command(items: Sequence[Item]) -> str:
     """``nett store link`` over the folders in which the files lie; a program's models are one folder."""
     found = {i.place.path if i.place.kind in _ROOTS else os.path.dirname(i.path) for i in items}
+    if len(found) > _MOST:  # too many to name: what they have in common, which is no more than the place
+        below: dict[str, list[str]] = defaultdict(list)
+        for item in items:
+            below[item.place.path].append(os.path.dirname(item.path))
+        found = {os.path.commonpath(folders) for folders in below.values()}
     kept = [f for f in sorted(found) if not any(f != g and f.startswith(os.path.join(g, "")) for g in found)]
-    return " ".join(["nett store link", *map(shlex.quote, kept)])
+    return " ".join(["nett store link", *map(quoted, kept)])
 
 
 def add_command(*paths: str) -> str:
-    return " ".join(["nett store add", *(shlex.quote(p) for p in dict.fromkeys(paths)), "--into STORE"])
+    return " ".join(["nett store add", *(quoted(p) for p in dict.fromkeys(paths)), "--into STORE"])

@@ -25,7 +25,7 @@ BUDGET = 200_000  # pages of all files together; a page takes some microseconds,
 LEAST = 12  # tensors of a model, where the budget is small
 CODED = 6  # pages of a file from which entropies are estimated
 ANCHORS = 6  # tensors by whose signs a base is found
-BATCH = 1 << 23  # bytes of pages in memory
+BATCH = 1 << 22  # bytes of pages in memory
 _GOLDEN = 0.6180339887498949
 
 
@@ -127,10 +127,13 @@ def _opaque(size: int) -> Sample:
     return Sample(np.array([0]), np.array([float(size)]), np.array([0, len(offsets)]), offsets, none, none, page)
 
 
-def read_pages(items: Sequence[Item], sample: Sample, which: Array | None = None) -> tuple[list[Item], Array]:
-    """(the files that could be read, their pages (files, pages, bytes)); the others get a ``problem``."""
-    offsets = sample.offsets if which is None else sample.offsets[which]
-    out = np.empty((len(items), len(offsets), sample.page), np.uint8)
+def read_pages(items: Sequence[Item], sample: Sample, memory: Array | None = None) -> tuple[list[Item], Array]:
+    """(the files that could be read, their pages (files, pages, bytes)); the others get a ``problem``. ``memory``: to read
+    into, where the pages are not kept; new memory costs as much as reading what is in the cache."""
+    offsets = sample.offsets
+    size = len(items) * len(offsets) * sample.page
+    flat = memory[:size] if memory is not None and size <= memory.size else np.empty(size, np.uint8)
+    out = flat.reshape(len(items), len(offsets), sample.page)
     read: list[Item] = []
     wanted = offsets.tolist()
     for item in items:

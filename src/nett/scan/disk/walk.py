@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from nett.core.caches import GIT, HUB, REPOSITORY, UNFINISHED, hub_cache, is_shared, left_alone
+from nett.core.shown import quoted
 from nett.scan.disk import hub, ollama
 from nett.scan.disk.items import WEIGHTS, Item, Leftover, Survey
 from nett.scan.disk.places import Place
@@ -120,5 +120,5 @@ def _chunks(found: Survey, place: Place) -> None:
             total += state.st_blocks * 512 if stat.S_ISREG(state.st_mode) else 0
     if total:
         state = os.stat(place.path)
-        command = f"rm -r -- {shlex.quote(place.path)}"
+        command = f"rm -r -- {quoted(place.path)}"
         found.leftovers[state.st_dev, state.st_ino] = Leftover("chunk_cache", place.path, total, command)
