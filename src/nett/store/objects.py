@@ -26,7 +26,7 @@ from nett.core.dtypes import DTYPES, Array
 from nett.core.errors import NettError, ProofFailed, Refused
 from nett.core.staging import sync_folder
 
-VERSION = 2  # the sums of version 1 are crc32
+VERSION = 3  # written only where an older one does not do: the sums of version 1 are crc32, 2 knows no grids
 DEEPEST = 50  # differences to differences; bounds the memory of reading one block
 
 Read = Callable[[int, int], Array]  # (offset, count) -> bytes
@@ -62,7 +62,10 @@ class StoredObject:
         try:
             version = int(metadata["nett_object"])
             if version > VERSION:
-                raise Refused("was written by a newer nett", where=self.path)
+                raise Refused(
+                    f"is an object of version {version}; this nett reads up to {VERSION}", where=self.path,
+                    hint="It was written by a newer nett.",
+                )  # fmt: skip
             self.nbytes, self.depth = int(metadata["bytes"]), int(metadata["depth"])
             self.mode, self.base = Mode.of(metadata["mode"]), metadata["base"] or None
             self._rows: list[tuple[str, list[int], int]] = [
@@ -136,7 +139,7 @@ def write_object(
         if seen.hexdigest() != digest:
             raise Refused("changed while it was being read", where=digest)
         metadata = {
-            "nett_object": str(VERSION),
+            "nett_object": str(VERSION if mode.form == "grid" else 2),
             "bytes": str(nbytes),
             "mode": str(mode),
             "base": base.digest if base is not None else "",

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from xxhash import xxh3_64_intdigest
 
-from nett.core.codec import coders
+from nett.core.codec import coders, grid
 from nett.core.codec.modes import Mode
 from nett.core.codec.planes import from_planes, plane_count, plane_size, to_planes
 from nett.core.dtypes import Array
@@ -37,6 +37,9 @@ class Coded:
 
 def encode_block(raw: Array, mode: Mode, base: Array | None = None) -> Coded:
     """Code up to ``BLOCK`` bytes; ``base`` holds as many where the mode needs them."""
+    if mode.form == "grid":
+        letters, planes = grid.encode(raw, mode.grid)
+        return Coded(letters, planes, xxh3_64_intdigest(raw.data))
     if mode.form == "text":
         found = [coders.code_text(raw)]
     else:
@@ -46,11 +49,18 @@ def encode_block(raw: Array, mode: Mode, base: Array | None = None) -> Coded:
 
 def decode_block(coded: Coded, mode: Mode, out: Array, base: Array | None = None) -> None:
     """Fill ``out``, bytes as many as the block had; NettError if they are not what was coded."""
+    if mode.form == "grid":
+        grid.decode(coded.coders, coded.planes, mode.grid, out)
+    else:
+        _decode_planes(coded, mode, out, base)
+    if CHECKS[coded.check](out.data) != coded.checksum:
+        raise NettError("a block does not decode to what was stored: its bytes or its base's were changed")
+
+
+def _decode_planes(coded: Coded, mode: Mode, out: Array, base: Array | None) -> None:
     if len(coded.coders) != plane_count(mode.width, mode.form) or out.size % mode.width:
         raise NettError(f"a block of {out.size} bytes in {len(coded.coders)} planes does not fit {mode}")
     planes: list[Array] = []
     for coder, data in zip(coded.coders, coded.planes, strict=True):
         planes.append(coders.decode(coder, data, plane_size(planes, mode.width, mode.form, out.size)))
     from_planes(planes, mode.width, mode.form, base, out)
-    if CHECKS[coded.check](out.data) != coded.checksum:
-        raise NettError("a block does not decode to what was stored: its bytes or its base's were changed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from nett.core.codec import grid
 from nett.core.codec.coders import entropy
 from nett.core.codec.planes import Form, to_planes
 from nett.core.dtypes import Array
@@ -15,10 +16,11 @@ _RARE = 0.98  # what rare symbols cost a coder beyond the entropy, which folding
 @final
 @dataclass(frozen=True)
 class Mode:
-    """How a tensor's bytes become planes: numbers of ``width`` bytes, in this form."""
+    """How a tensor's bytes become planes: numbers of ``width`` bytes, in this form; ``grid``: the name of its grid."""
 
     width: int
     form: Form
+    grid: str = ""
 
     def __post_init__(self) -> None:
         if self.width < 2 and self.form == "folded":
@@ -29,7 +31,7 @@ class Mode:
         return self.form in ("difference", "folded", "xor")
 
     def __str__(self) -> str:
-        return f"{self.form}{self.width}"
+        return f"{self.form}{self.width}" if not self.grid else f"{self.form}:{self.grid}:{self.width}"
 
     @classmethod
     def text(cls) -> Mode:
@@ -38,12 +40,19 @@ class Mode:
 
     @classmethod
     def of(cls, text: str) -> Mode:
+        """The inverse of ``str``. ValueError or KeyError where the text is no mode."""
+        if text.startswith("grid:"):
+            name, _, width = text.removeprefix("grid:").rpartition(":")
+            grid.from_name(name)
+            return cls(int(width), "grid", name)
         return cls(int(text[-1]), text[:-1])  # type: ignore[arg-type]
 
 
 def estimated_bits(raw: Array, mode: Mode, base: Array | None = None) -> float:
     """Sum of the order-0 entropies of the planes, in bits a byte of ``raw``."""
-    planes = to_planes(raw, mode.width, mode.form, base)
+    planes = to_planes(raw, mode.width, mode.form, base) if mode.form != "grid" else grid.to_grid(raw, mode.grid)
+    if planes is None:
+        return estimated_bits(raw, Mode(mode.width, "rotated"))
     return sum(entropy(p) * p.size for p in planes) / raw.size if raw.size else 0.0
 
 
@@ -54,6 +63,10 @@ def choose_mode(raw: Array, width: int, base: Array | None = None) -> tuple[Mode
     forms: list[Form] = ["rotated", "plain"] if width > 1 else ["plain"]
     forms += ["difference", "xor"] if base is not None else []
     forms += ["folded"] if base is not None and width > 1 else []
-    found = [(estimated_bits(raw, Mode(width, form), base), Mode(width, form)) for form in forms]
+    modes = [Mode(width, form) for form in forms]
+    lying = grid.found_in(raw, width)
+    if lying is not None:
+        modes.append(Mode(width, "grid", lying))
+    found = [(estimated_bits(raw, mode, base), mode) for mode in modes]
     bits, mode = min(found, key=lambda f: f[0] * (_RARE if f[1].form == "folded" else 1.0))
     return mode, bits

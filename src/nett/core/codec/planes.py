@@ -20,8 +20,8 @@ from nett.core.codec import kernels
 from nett.core.dtypes import Array
 from nett.core.errors import NettError
 
-# text: bytes as they are, for coders that match
-Form = Literal["plain", "rotated", "difference", "folded", "xor", "text"]
+# text: bytes as they are, for coders that match; grid: see nett.core.codec.grid
+Form = Literal["plain", "rotated", "difference", "folded", "xor", "text", "grid"]
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 ESCAPE = 63  # of folded planes; part of the format. 31 to 127 differ by half a percent
 
