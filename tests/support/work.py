@@ -138,11 +138,18 @@ def store_add(*, models: Sequence[str], store: str) -> None:
     add(models, into=store, threads=1)
 
 
-def store_gc(*, store: str) -> None:
+def store_gc(*, store: str, recode: str = "smaller") -> None:
     """``nett store gc`` without grace, on one thread."""
     from nett.store.gc import gc
 
-    gc([store], grace=0.0, threads=1)
+    gc([store], grace=0.0, recode=recode, threads=1)  # type: ignore[arg-type]
+
+
+def store_remove(*, model: str) -> None:
+    """``nett store remove STORE/MODEL``."""
+    from nett.store.remove import remove
+
+    remove([model])
 
 
 def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any) -> int:
@@ -235,6 +242,20 @@ def limited(*, words: Sequence[str], limit: int) -> tuple[int, str, str]:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return _spoken(words)
+
+
+def spoken(*, words: Sequence[str]) -> tuple[int, str, str]:
+    """A command line in a process of its own."""
+    return _spoken(words)
+
+
+def few_handles(*, words: Sequence[str], limit: int) -> tuple[int, str, str]:
+    """A command line in a process that may hold only so many files open beside those that it has."""
+    import resource
+
+    there = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + limit, there + limit))
     return _spoken(words)
 
 

@@ -46,7 +46,8 @@ def add(
         dry_run: say what would be added and what it would take, and write nothing.
     When to use: many models of few families: fine-tunes, checkpoints of one run, the same model in several formats.
     When not: for files that other programs must find where they are; nett store link keeps those in place.
-    Guarantee: exact. Every block is decoded again before it is kept, and checked by its crc at every reading.
+    Guarantee: exact. Every block is decoded again before it is kept, and checked by its crc at every reading; what
+        is in the store already is decoded and compared before it is relied on, and written anew if it is damaged.
     Cost: reads every file twice; a difference reads its base from the store.
     Source: Wang et al. 2026, ZipLLM (NSDI 26): equal tensors once, differences to a base found by its bits; here
         the difference is of ordered integers, not XOR, of any type. Bases: Bhattacherjee et al. 2015, Principles of
@@ -155,6 +156,8 @@ def _is_there(library: Library | None, draft: Draft, told: list[str]) -> bool:
         return False
     held = library.model(draft.name)
     if {(f.path, f.sha256) for f in held.files} == {(f.path, f.sha256) for f in draft.files}:
+        if not all(library.is_whole(digest) for digest in held.objects):
+            return False  # written again, where it is not whole
         told.append(f"{draft.name}: is in the store already")
         return True
     raise Refused(
@@ -195,25 +198,37 @@ class Waiting:
 
 def _write(library: Library, draft: Draft, tensors: Mapping[str, Part], ground: Mapping[str, Part], pool: Pool) -> int:
     """Write the objects of some tensors that the store lacks, as differences to ``ground``; returns their bytes."""
+    from nett.core.errors import ProofFailed
     from nett.core.progress import report
+    from nett.store.checking import intact
     from nett.store.coding import coding
     from nett.store.objects import write_object
 
     names: dict[str, str] = {}
     for name, part in tensors.items():
         names.setdefault(part.object, name)
-    todo = [digest for digest in names if not library.is_whole(digest)]
 
-    def one(digest: str) -> int:
+    def write(digest: str, ground: Part | None) -> int:
         piece = draft.pieces[digest]
-        mode, held = coding(library, piece, ground.get(names[digest]))
+        mode, held = coding(library, piece, ground)
         reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
         stored = write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
         library.forget(digest)
         return stored
 
+    def one(digest: str) -> int:
+        there = library.has(digest)
+        if there and intact(library, digest):
+            return 0
+        if there:  # damaged, and others may rest on it: it must not come to rest on them
+            return write(digest, None)
+        try:
+            return write(digest, ground.get(names[digest]))
+        except ProofFailed:  # the base is damaged
+            return write(digest, None)
+
     written = 0
-    for digest, stored in zip(todo, pool.ordered(one, todo), strict=True):
+    for digest, stored in zip(names, pool.ordered(one, names), strict=True):
         written += stored
         report.step(draft.pieces[digest].nbytes)
     return written
@@ -227,7 +242,8 @@ def _finish(
     from nett.store.units import model_of
 
     draft = one.draft
-    rest = {digest: Part(digest, piece.nbytes) for digest, piece in draft.pieces.items()}
+    done = {part.object for unit in draft.units for part in unit.tensors.values()}
+    rest = {d: Part(d, piece.nbytes) for d, piece in draft.pieces.items() if d not in done}
     one.written += _write(library, draft, rest, {}, pool)
     one.done = True
     mine = {u.name: bases[u.name] for u in draft.units if u.name in bases}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from nett.core.errors import ProofFailed
+from nett.core.errors import ProofFailed, Refused
 from nett.core.registry import Between, method
 
 
@@ -38,8 +38,9 @@ def check(
     lines += [f"{'ok    ' if c['ok'] else 'DAMAGED'} {c['name']}: {c['detail']}" for c in checks]
     if hit or not all(c["ok"] for c in checks):
         names = sorted({n for models in hit.values() for n in models})
+        first = next(c["detail"] for c in checks if not c["ok"])
         raise ProofFailed(
-            f"{len(hit)} damaged object(s), in the models {', '.join(names)}: {', '.join(sorted(hit)[:3])}"
+            f"{len(hit)} damaged object(s), in the models {', '.join(names)}: {', '.join(sorted(hit)[:3])} ({first})"
             if hit
             else "; ".join(c["detail"] for c in checks if not c["ok"]),
             where=root,
@@ -87,5 +88,7 @@ def _keep_aside(root: Path, digest: str) -> None:
     aside = root / "quarantine" / digest
     aside.parent.mkdir(exist_ok=True)
     aside.unlink(missing_ok=True)
+    if object_path(root, digest).is_dir():
+        raise Refused("is a folder, and stands where an object should be", where=object_path(root, digest))
     if object_path(root, digest).exists():
         os.link(object_path(root, digest), aside)

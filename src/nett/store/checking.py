@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ def _damaged(library: Library, digests: list[str], full: bool, threads: int) -> 
     def one(digest: str) -> str:
         try:
             stored = library.opened(digest)
+            chain = library.chain(digest)
+            if any(above.depth <= below.depth for above, below in pairwise(chain)):
+                return "rests on more differences than its header says"
             if stored.end != os.path.getsize(stored.path):
                 return "its size is not what its header says"
             if full:
@@ -92,6 +96,17 @@ def _damaged(library: Library, digests: list[str], full: bool, threads: int) -> 
     finally:
         report.end()
         pool.close()
+
+
+def intact(library: Library, digest: str) -> bool:
+    """Whether an object is there and gives the bytes that its name says; all of them are read."""
+    seen = hashlib.sha256()
+    try:
+        for data in blocks_of(library, digest):
+            seen.update(data.data)
+    except NettError:
+        return False
+    return seen.hexdigest() == digest
 
 
 def _size(library: Library, digest: str) -> int:

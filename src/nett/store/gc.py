@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from nett.core.registry import Between, method
 
@@ -129,7 +129,7 @@ def _leased(root: Path) -> set[str]:
         if lease.name.startswith("."):  # not whole yet; the reader still checks that its model is there
             continue
         try:
-            with lease.open("rb") as file:
+            with _opened(lease) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
@@ -139,6 +139,14 @@ def _leased(root: Path) -> set[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+def _opened(lease: Path) -> BinaryIO:
+    """For writing where that is allowed, since NFS locks only such files; nothing is written."""
+    try:
+        return lease.open("r+b")
+    except PermissionError:  # another user's
+        return lease.open("rb")
 
 
 def _sweep_scratch(library: Library, before: float, dry_run: bool) -> None:

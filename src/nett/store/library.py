@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -106,7 +107,19 @@ class Model:
         return {p.object for f in self.files for p in f.parts}
 
     def as_bytes(self) -> bytes:
-        return (json.dumps({"nett": nett.__version__, **asdict(self)}, separators=(",", ":")) + "\n").encode()
+        """The record; its last entry is the sha256 of all before it, so that a flipped bit is found."""
+        body = json.dumps({"nett": nett.__version__, **asdict(self)}, separators=(",", ":")).encode()
+        return body[:-1] + f',"sha256":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Model:
+        """ValueError where a bit of the record has changed."""
+        record = json.loads(blob)
+        told = record.get("sha256")  # not in the records of the first stores
+        body = blob.rpartition(b',"sha256":"')[0] + b"}"
+        if told is not None and told != hashlib.sha256(body).hexdigest():
+            raise ValueError("its bytes are not those that were written")
+        return cls.from_json(record)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Model:
@@ -132,6 +145,10 @@ class Library:
         found = receipts.read_receipt(root)
         if found["room"] != "store" or "store_format" not in found:
             raise Refused("is not a store", where=root, hint="Make one: nett store add MODEL --into STORE")
+        if type(found["store_format"]) is not int or found["store_format"] < 1:
+            raise ProofFailed(
+                f"is not a receipt of a store: store_format {found['store_format']!r}", where=root / receipts.NAME
+            )
         if found["store_format"] > FORMAT:
             raise Refused(
                 f"is a store of format {found['store_format']}; this nett {nett.__version__} reads up to {FORMAT}",
@@ -148,7 +165,7 @@ class Library:
             raise Refused("is not a store, and not an empty folder in which to make one", where=root)
         try:
             for name in ("objects", "models", "tmp", "leases"):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                make_folders(root / name)
             record = {
                 "nett": nett.__version__, "schema": receipts.SCHEMA, "room": "store", "method": "add",
                 "store_format": FORMAT, "inputs": [], "outputs": [], "edges": [], "checks": [],
@@ -171,13 +188,14 @@ class Library:
         """Refused, with the nearest names, where the store has no such model."""
         file = self._file(checked_name(name))
         try:
-            return Model.from_json(json.loads(file.read_bytes()))
+            return Model.from_bytes(file.read_bytes())
         except FileNotFoundError:
             raise Refused(
                 f"holds no model {name!r}.{did_you_mean(name, self.names())}", where=self.root, hint="nett store ls"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ProofFailed(f"is not readable: {error}", where=file) from error
+            hint = f"nett store remove {self.root / name}, then nett store add it again."
+            raise ProofFailed(f"is not readable: {error}", where=file, hint=hint) from error
 
     def models(self) -> Iterator[Model]:
         for name in self.names():
@@ -187,6 +205,7 @@ class Library:
         """The moment at which a model is in the store. All its objects are there by now."""
         for digest in model.objects & set(os.listdir(self.root / "unneeded")) if self._collected() else ():
             (self.root / "unneeded" / digest).unlink()  # its days of grace begin anew
+        sync_folder(self.root / "objects")  # a killed run may have made folders there and not come to this
         self.write(model)
         self.log("add", model=model.name, bytes=model.nbytes, base=model.base)
 
@@ -197,17 +216,21 @@ class Library:
         """A model's record, in the place of the one that is there."""
         write_whole(self._file(model.name), model.as_bytes(), self.root / "tmp")
 
-    def drop(self, name: str) -> None:
-        """Take a model out; its objects stay until they are collected."""
-        model = self.model(name)
+    def drop(self, name: str) -> int | None:
+        """Take a model out, also one whose record is not readable; its objects stay until they are collected.
+        Returns its bytes, if they are known."""
+        nbytes: int | None = None
+        with contextlib.suppress(ProofFailed):
+            nbytes = self.model(name).nbytes
         self._file(name).unlink()
         sync_folder(self._file(name).parent)
-        self.log("remove", model=name, bytes=model.nbytes)
+        self.log("remove", model=name, bytes=nbytes)
+        return nbytes
 
     def log(self, what: str, **more: Any) -> None:
         """A line of the log; best effort, since nothing depends on it."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": now, "what": what, **more}) + "\n")
 
     # -- objects ------------------------------------------------------------------------------------------------
@@ -322,9 +345,22 @@ class Library:
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise Refused("another nett is writing to this store right now", where=self.root) from error
-            yield
+            except OSError as error:  # without the lock, nobody would keep a second writer out
+                raise Refused(
+                    f"cannot be locked: {error.strerror}",
+                    where=self.root,
+                    hint="Keep the store where flock works: a local file system, or NFS with its lock service.",
+                ) from error
+            try:
+                yield
+            except OSError as error:
+                raise NettError(
+                    f"{error.strerror or error}",
+                    where=error.filename or self.root,
+                    hint="What was in the store is whole; the same command again ends the work.",
+                ) from error
         finally:
             os.close(fd)
 
@@ -340,6 +376,12 @@ class Library:
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:  # no locks here, so nobody collects here either
+            hidden.unlink(missing_ok=True)
+            os.close(fd)
+            yield
+            return
+        try:
             os.write(fd, "\n".join(sorted(model.objects)).encode())
             os.rename(hidden, lease)
             self.model(model.name)  # if it is there now, it was there when the lease began
@@ -369,13 +411,18 @@ def checked_name(name: str) -> str:
     return name
 
 
+def make_folders(path: Path) -> None:
+    """A folder and those above it; what is made survives a power cut."""
+    fresh = [f for f in (path, *path.parents) if not f.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in fresh:
+        sync_folder(folder.parent)
+
+
 def write_whole(path: Path, content: bytes, scratch: Path) -> None:
     """Write a small file so that it appears whole, and survives a power cut."""
     temporary = scratch / uuid.uuid4().hex
-    fresh = [f for f in (path.parent, *path.parent.parents) if not f.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in fresh:
-        sync_folder(folder.parent)
+    make_folders(path.parent)
     try:
         with temporary.open("xb") as file:
             file.write(content)

@@ -15,6 +15,7 @@ import numpy as np
 from nett.core.codec import BLOCK, Mode, choose_mode
 from nett.core.dtypes import Array
 from nett.core.edge import Edge
+from nett.core.errors import ProofFailed
 from nett.core.retention import Limits, Retention, plan_retention
 from nett.store.library import Part
 
@@ -107,7 +108,10 @@ def choose_bases(
     for draft in drafts:
         found = []
         for base in (*stored, *drafts):
-            nbytes = delta_bytes(draft, base, own[draft.name]) if base is not draft else None
+            try:
+                nbytes = delta_bytes(draft, base, own[draft.name]) if base is not draft else None
+            except ProofFailed:  # it is damaged; nett store check says so
+                continue
             if nbytes is not None and nbytes < WORTH * own[draft.name]:
                 found.append((draft, base, nbytes))
         arcs += sorted(found, key=lambda arc: arc[2])[:NEAREST]

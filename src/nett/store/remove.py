@@ -37,12 +37,14 @@ def remove(assets: Sequence[str], *, dry_run: bool = False) -> dict[str, Any]:
         if not name:
             raise UsageError(f"{asset} does not name a model of a store", where="store/remove", hint="STORE/MODEL")
         with Library.open(root) as library:
-            model = library.model(name)
-            if not dry_run:
+            if dry_run:
+                nbytes: int | None = library.model(name).nbytes
+            else:
                 with library.writing():
-                    library.drop(name)
+                    nbytes = library.drop(name)
         named.setdefault(root, []).append(name)
-        lines.append(f"{'would take out' if dry_run else 'taken out'}: {name}, {model.nbytes:,} bytes")
+        known = f"{nbytes:,} bytes" if nbytes is not None else "whose record was not readable"
+        lines.append(f"{'would take out' if dry_run else 'taken out'}: {name}, {known}")
     for root, names in named.items():
         lines += _would_free(root, names) if dry_run else []
         lines.append(f"Its bytes are freed by: nett store gc {root}")

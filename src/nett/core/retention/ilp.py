@@ -8,6 +8,10 @@ one hop, an asset that is rebuilt may not be a source: a facility-location progr
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -63,20 +67,38 @@ def solve_ilp(problem: Problem, seconds: float) -> Solved:
     if potentials:
         size = len(problem.assets)
         highest[count : count + size] = problem.hops
-        highest[count + size :] = problem.longest
-    found = milp(
-        objective,
-        integrality=np.r_[np.ones(count), np.zeros(potentials)],
-        bounds=Bounds(0, highest),
-        constraints=LinearConstraint(matrix, ub=upper),
-        options={"time_limit": seconds, "mip_rel_gap": 0.0},
-    )
+    with _muted():
+        found = milp(
+            objective,
+            integrality=np.r_[np.ones(count), np.zeros(potentials)],
+            bounds=Bounds(0, highest),
+            constraints=LinearConstraint(matrix, ub=upper),
+            options={"time_limit": seconds, "mip_rel_gap": 0.0},
+        )
     bound = -found.mip_dual_bound * scale if found.get("mip_dual_bound") is not None else inf
     if found.x is None:
         return Solved(None, bound)
     chosen = [w for w, x in zip(problem.ways, found.x[:count], strict=True) if x > 0.5]
     gained = sum(w.gain for w in chosen)
     return Solved(chosen, gained if found.status == 0 else max(bound, gained))
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on standard output: HiGHS leaves a line of its own there where it meets its tolerances."""
+    sys.stdout.flush()
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is no standard output
+        yield
+        return
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 Row = tuple[dict[int, float], float]  # coefficients by variable, and what their sum may be at most
@@ -111,11 +133,12 @@ def _chains(problem: Problem) -> list[Row]:
     first = len(problem.ways)
     hop = {asset: first + i for i, asset in enumerate(problem.assets)}
     time = {asset: first + len(problem.assets) + i for i, asset in enumerate(problem.assets)}
+    unit = problem.longest or 1.0  # the solver's tolerances are absolute
     for i, way in enumerate(problem.ways):
         for source in way.sources:
             rows.append(_rise(i, hop[source], hop[way.target], 1.0, problem.hops))
             if _timed(problem):
-                rows.append(_rise(i, time[source], time[way.target], way.seconds, problem.longest))
+                rows.append(_rise(i, time[source], time[way.target], way.seconds / unit, 1.0))
     return rows
 
 
