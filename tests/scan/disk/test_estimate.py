@@ -200,7 +200,7 @@ def test_holes_are_not_freed_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pages", [1, 4])
 def test_pages_lie_in_the_tensor_and_do_not_overlap(nbytes: int, pages: int) -> None:
     found = places(nbytes, pages)
-    assert found == sorted(found) and all(o % 64 == 0 for o in found)
+    assert found == sorted(found) and all(o % 4096 == 0 for o in found)
     assert all(b - a >= 4096 for a, b in pairwise(found)) and found[0] >= 0
     assert found[-1] + 4096 <= nbytes and len(found) == (pages if nbytes >= pages * 4 * 4096 else 1)
 
@@ -226,3 +226,23 @@ def test_wilsons_interval() -> None:
     assert wilson(weights, np.ones(20)).low < wilson(np.full(20, 1.9e6), np.ones(20)).low
     assert wilson(weights, yes, exact=True) == Amount.exactly(36e6)
     assert wilson(np.empty(0), np.empty(0)) == Amount(0, 0, 0)
+
+
+def test_weights_on_a_quantisation_grid(tmp_path: Path) -> None:
+    """Blocks of 32 four-bit codes with a float16 scale, as Q4_0: 4.5 bits of 32; not on the grid but for one element,
+    and --exact says so."""
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.01, 0.1, (256 * 256 // 32, 1)).astype(np.float16).astype(np.float32)
+    values = (rng.integers(-8, 8, (256 * 256 // 32, 32)).astype(np.float32) * scales).reshape(256, 256)
+    spoiled = values.copy()
+    spoiled[200, 3] = np.float32(0.0123456)
+    write(tmp_path / "a", {"w": values})
+    write(tmp_path / "b", {"w": spoiled})
+    write(tmp_path / "c", {"w": rng.standard_normal((256, 256)).astype(np.float32)})
+    freed = round(values.nbytes * (1 - 4.5 / 32))
+    found = caches.of_kind(run_disk([tmp_path]), "quantisation_grid")
+    assert found[str(tmp_path / "a/model.safetensors")].bytes_freed == freed  # type: ignore[attr-defined]
+    assert str(tmp_path / "c/model.safetensors") not in found
+    found = caches.of_kind(run_disk([tmp_path], exact=True), "quantisation_grid")
+    assert {Path(p).parent.name for p in found} == {"a"}
+    assert found[str(tmp_path / "a/model.safetensors")].bytes_freed == freed  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.progress import report
 from nett.scan.disk.entropy import page_shares
+from nett.scan.disk.grids import TRIED, of_pages
 from nett.scan.disk.items import Item
 from nett.scan.disk.layout import Layout
 from nett.scan.disk.sample import BATCH, Depth, Sample, batches, read_pages
@@ -24,7 +25,8 @@ class Evidence:
     """Of one file. Row k is about tensor ``tensors[k]`` of its layout, and speaks for ``weights[k]`` bytes.
 
     ``hashes``: equal where the tensors are, as far as was looked; ``telling``: False where equality says little (a page
-    of one byte repeated). ``own``: coded bytes a byte, ``error`` its standard error. ``narrow``: whether every F32 value that was seen is a bfloat16.
+    of one byte repeated). ``own``: coded bytes a byte, ``error`` its standard error; ``grid``: bytes a byte that
+    packing takes off what lies on a quantisation grid. ``narrow``: whether every F32 value that was seen is a bfloat16.
     ``other``: as ``hashes``, with the rows of rotary tensors in the order of Hugging Face; row -> hash.
     """
 
@@ -36,6 +38,7 @@ class Evidence:
     telling: Array
     own: Array
     error: Array
+    grid: Array
     narrow: Array
     signs: Array
     other: dict[int, int] = field(default_factory=dict)
@@ -50,17 +53,18 @@ class Evidence:
 def gather(items: Sequence[Item], depth: Depth) -> list[Evidence]:
     """Look into every file; those that cannot be read are left out."""
     found: list[Evidence] = []
+    step = -(-len(items) // TRIED) or 1
     memory = np.empty(BATCH, np.uint8)
     report.begin("sampling", len(items), "files")
     for sample, some in batches(items, depth):
         read, pages = read_pages(some, sample, memory)
-        found += _of_batch(read, sample, pages)
+        found += _of_batch(read, sample, pages, step)
         report.step(len(some))
     report.end()
     return found
 
 
-def _of_batch(items: list[Item], sample: Sample, pages: Array) -> list[Evidence]:
+def _of_batch(items: list[Item], sample: Sample, pages: Array, step: int) -> list[Evidence]:
     from xxhash import xxh3_64_intdigest
 
     if not items:
@@ -76,7 +80,7 @@ def _of_batch(items: list[Item], sample: Sample, pages: Array) -> list[Evidence]
         for k, size in enumerate(sizes):
             hashes[row, k] = xxh3_64_intdigest(rows[first[k] * page : first[k + 1] * page], size)
     telling = _telling(pages, sample) if sizes else np.ones((len(items), 0), bool)
-    own, error = _coded(layout, sample, pages, len(items))
+    own, error, grid = _coded(layout, sample, pages, len(items), step)
     narrow = _narrow(layout, sample, pages)
     signs = _signs(layout, sample, pages)
     return [
@@ -89,6 +93,7 @@ def _of_batch(items: list[Item], sample: Sample, pages: Array) -> list[Evidence]
             telling[i],
             own[i],
             error[i],
+            grid[i],
             narrow[i],
             signs[i],
             _rotated(item, layout, sample),
@@ -107,20 +112,24 @@ def _telling(pages: Array, sample: Sample) -> Array:
     return np.logical_or.reduceat(varied, sample.first[:-1], axis=1)
 
 
-def _coded(layout: Layout, sample: Sample, pages: Array, count: int) -> tuple[Array, Array]:
-    """Coded bytes a byte of each sampled tensor, and the standard error: those of the pages of its element size."""
-    own, error = np.ones((count, len(sample.tensors))), np.zeros((count, len(sample.tensors)))
+def _coded(layout: Layout, sample: Sample, pages: Array, count: int, step: int) -> tuple[Array, Array, Array]:
+    """Coded bytes a byte of each sampled tensor, the standard error, and what packing on a grid takes off: the means of
+    the pages of its element size."""
+    own, error, grid = np.ones((count, len(sample.tensors))), *np.zeros((2, count, len(sample.tensors)))
     if layout.format == "opaque":
-        return own, error
+        return own, error, grid
+    packed = of_pages(layout, sample, pages, step)
     owner = np.searchsorted(sample.first, sample.coded, "right") - 1
     widths = layout.widths[sample.tensors]
     for width in np.unique(widths[owner]):
-        mine = sample.coded[widths[owner] == width]
+        here = widths[owner] == width
+        mine = sample.coded[here]
         some = np.ascontiguousarray(pages[:, mine]).reshape(-1, sample.page)
-        shares = page_shares(some, int(width)).reshape(count, -1)
+        shares = np.minimum(page_shares(some, int(width)).reshape(count, -1), packed[:, here])
+        grid[:, widths == width] = 1.0 - packed[:, here].mean(1, keepdims=True)
         own[:, widths == width] = shares.mean(1, keepdims=True)
         error[:, widths == width] = standard_error(shares)[:, None]
-    return own, error
+    return own, error, grid
 
 
 def standard_error(shares: Array) -> Array:

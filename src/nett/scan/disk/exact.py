@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from nett.core.runner import Pool
 from nett.scan.disk.entropy import count, forms, share, widths
 from nett.scan.disk.evidence import Evidence, unpermuted
 from nett.scan.disk.families import Unit
+from nett.scan.disk.grids import dtype_of, of_tensor
 
 
 @final
@@ -40,7 +42,7 @@ def read_all(known: Sequence[Evidence], pool: Pool) -> list[Evidence]:
         report.step(e.item.size)
         if made is None:
             continue
-        whole, digests, own, narrow, other = made
+        whole, digests, own, grid, narrow, other = made
         found.append(
             replace(
                 e,
@@ -51,6 +53,7 @@ def read_all(known: Sequence[Evidence], pool: Pool) -> list[Evidence]:
                 telling=np.ones(len(digests), bool),
                 own=own,
                 error=np.zeros(len(own)),
+                grid=grid,
                 narrow=narrow,
                 other={row: ids.of(d) for row, d in other.items()},
                 sampled=len(digests),
@@ -117,8 +120,8 @@ class _Tally:
         return min(share(c) for c in self._counts.values())
 
 
-def _read(e: Evidence) -> tuple[bytes, list[bytes], Array, Array, dict[int, bytes]] | None:
-    """(hash of the file, hashes of tensors, coded shares, whether F32 are bfloat16, hashes of rotary tensors)."""
+def _read(e: Evidence) -> tuple[bytes, list[bytes], Array, Array, Array, dict[int, bytes]] | None:
+    """(hash of the file, hashes of tensors, coded shares, what grids take off, F32 that are bfloat16, hashes of rotary tensors)."""
     try:
         fd = os.open(e.item.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -136,13 +139,14 @@ def _read(e: Evidence) -> tuple[bytes, list[bytes], Array, Array, dict[int, byte
     return None
 
 
-def _of_file(e: Evidence, fd: int) -> tuple[bytes, list[bytes], Array, Array, dict[int, bytes]]:
+def _of_file(e: Evidence, fd: int) -> tuple[bytes, list[bytes], Array, Array, Array, dict[int, bytes]]:
     from xxhash import xxh3_128
 
     layout, item = e.layout, e.item
     whole, at = xxh3_128(), 0
     digests: list[bytes] = []
-    own, narrow = np.ones(len(layout.names)), np.zeros(len(layout.names), bool)
+    own, grid = np.ones(len(layout.names)), np.zeros(len(layout.names))
+    narrow = np.zeros(len(layout.names), bool)
     for row, (offset, size) in enumerate(zip(layout.offsets.tolist(), layout.nbytes.tolist(), strict=True)):
         begin = item.start + offset if layout.format != "opaque" else 0
         for raw in _blocks(fd, at, begin - at):
@@ -158,11 +162,14 @@ def _of_file(e: Evidence, fd: int) -> tuple[bytes, list[bytes], Array, Array, di
         digests.append(digest.digest())
         whole.update(digests[-1])
         own[row] = tally.share if tally is not None else 1.0
+        if (dtype := dtype_of(layout, row)) is not None:
+            packed = of_tensor(functools.partial(_blocks, fd, begin, size), size, dtype)
+            own[row], grid[row] = min(own[row], packed), 1.0 - packed
         narrow[row] = bool(layout.floats[row]) and not seen
         at = begin + size
     for raw in _blocks(fd, at, item.size - at):
         whole.update(raw.data)
-    return whole.digest(), digests, own, narrow, _rotated(e, fd)
+    return whole.digest(), digests, own, grid, narrow, _rotated(e, fd)
 
 
 def _rotated(e: Evidence, fd: int) -> dict[int, bytes]:

@@ -78,6 +78,9 @@ def coded(all_: Sequence[Coding], *, exact: bool) -> Iterator[Found]:
         got = _coded(one, e.own, e.error)
         if got.value > 0.005 * item.allocated:
             yield _found("byte_planes", item.path, None, got, item.size / _PLAIN, add_command(item.unit))
+        if e.grid.any():
+            got = _coded(one, 1.0 - e.grid, e.error)
+            yield _found("quantisation_grid", item.path, None, got, item.size / _PLAIN, add_command(item.unit))
         if e.narrow.any():
             whole = wilson(one.weights, e.narrow, exact=exact)
             got = Amount(whole.value // 2, whole.low // 2, whole.high // 2)

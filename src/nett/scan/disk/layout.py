@@ -26,6 +26,7 @@ FIRST = 1 << 15  # bytes that are read of a file at once; most headers are short
 _METADATA = re.compile(rb'\{"__metadata__":\{[^{}]*\},')
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg")
+_GGML = {0: "F32", 1: "F16", 30: "BF16"}
 _ROTARY = {"attn_q.weight": "attention.head_count", "attn_k.weight": "attention.head_count_kv"}
 
 
@@ -33,7 +34,7 @@ _ROTARY = {"attn_q.weight": "attention.head_count", "attn_k.weight": "attention.
 @dataclass(eq=False)
 class Layout:
     """Tensors of at least ``SMALL`` bytes, in file order. ``offsets``: from the start of the data. ``widths``: bytes of
-    an element, 0 where the header does not tell. ``floats``: whether the elements are F32 (what may be narrower).
+    an element, 0 where the header does not tell. ``types``: of the elements where the header tells, else empty.
     ``rotary``: tensor -> (heads, bytes of a row) where llama.cpp may have permuted the rows within each head."""
 
     format: str
@@ -41,10 +42,18 @@ class Layout:
     offsets: Array
     nbytes: Array
     widths: Array
-    floats: Array
+    types: list[str]
     size: int  # of the data
     rotary: dict[int, tuple[int, int]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)  # what others derive from it
+
+    @property
+    def floats(self) -> Array:
+        """Whether the elements are F32, which may be something narrower."""
+        if "floats" not in self.memo:
+            self.memo["floats"] = np.array([t == "F32" for t in self.types], bool)
+        found: Array = self.memo["floats"]
+        return found
 
     @property
     def layers(self) -> list[int]:
@@ -100,16 +109,18 @@ class Layouts:
     def opaque(self, size: int) -> Layout:
         """Of a file whose inside is not known: one piece."""
         zero, whole = np.array([0]), np.array([size])
-        return self._shared(Layout("opaque", ["file"], zero, whole, zero, np.array([False]), size))
+        return self._shared(Layout("opaque", ["file"], zero, whole, zero, [""], size))
 
     def _shared(self, layout: Layout) -> Layout:
         """The first layout that says the same."""
         from xxhash import xxh3_128
 
         digest = xxh3_128(
-            repr((layout.format, layout.names, layout.rotary, layout.size)).encode("utf-8", "backslashreplace")
+            repr((layout.format, layout.names, layout.types, layout.rotary, layout.size)).encode(
+                "utf-8", "backslashreplace"
+            )
         )
-        for part in (layout.offsets, layout.nbytes, layout.widths, layout.floats):
+        for part in (layout.offsets, layout.nbytes, layout.widths):
             digest.update(part.tobytes())
         return self._known.setdefault(digest.digest(), layout)
 
@@ -129,31 +140,34 @@ class Layouts:
         item.layout, item.start = layout, 8 + length
 
 
-def _made(format: str, rows: list[tuple[str, int, int, int, bool]], size: int) -> Layout:
-    """Rows of (name, offset, bytes, width, whether F32); small ones and those that overlap are left out."""
+def _made(format: str, rows: list[tuple[str, int, int, int, str]], size: int) -> Layout:
+    """Rows of (name, offset, bytes, width, type); small ones and those that overlap are left out."""
     kept = []
     at = 0
     for row in sorted(rows, key=lambda r: (r[1], -r[2])):
         if row[2] >= SMALL and row[1] >= at and row[1] + row[2] <= size:
             kept.append(row)
             at = row[1] + row[2]
-    numbers = np.array([r[1:] for r in kept], np.int64).reshape(-1, 4)
+    numbers = np.array([r[1:4] for r in kept], np.int64).reshape(-1, 3)
     names = [r[0] for r in kept]
-    return Layout(format, names, numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3].astype(bool), size)
+    return Layout(format, names, numbers[:, 0], numbers[:, 1], numbers[:, 2], [r[4] for r in kept], size)
 
 
 def _of_safetensors(path: str) -> Layout:
     infos, _ = safetensors.read_header(Path(path))
     size = os.path.getsize(path)
     start = size - sum(t.nbytes for t in infos.values())
-    rows = [(t.name, t.offset - start, t.nbytes, t.dtype.bytes, t.dtype.name == "F32") for t in infos.values()]
+    rows = [(t.name, t.offset - start, t.nbytes, t.dtype.bytes, t.dtype.name) for t in infos.values()]
     return _made("safetensors", rows, size - start)
 
 
 def _of_gguf(path: str) -> Layout:
     header = gguf_header.read_header(Path(path))
     kinds = {t.name: t for t in header.tensors}
-    rows = [(str(s.name), s.offset, s.nbytes, s.width, kinds[str(s.name)].type == 0) for s in gguf_segments(header)]
+    rows = [
+        (str(s.name), s.offset, s.nbytes, s.width, _GGML.get(kinds[str(s.name)].type, ""))
+        for s in gguf_segments(header)
+    ]
     found = _made("gguf", rows, header.size)
     architecture = header.metadata.get("general.architecture")
     for number, name in enumerate(found.names):
@@ -172,5 +186,5 @@ def _of_gguf(path: str) -> Layout:
 def _of_zip(path: str) -> Layout:
     segments = tensors_of_file(Path(path), ".bin")
     # The archive's first folder is called after the file: no part of a name.
-    rows = [(str(s.name).partition("/")[2], s.offset, s.nbytes, s.width, False) for s in segments]
+    rows = [(str(s.name).partition("/")[2], s.offset, s.nbytes, s.width, "") for s in segments]
     return _made("zip", rows, os.path.getsize(path))

@@ -71,7 +71,9 @@ def sample_of(layout: Layout, depth: Depth) -> Sample:
 
 
 def places(nbytes: int, pages: int, page: int = PAGE) -> list[int]:
-    """Offsets of up to ``pages`` pages of a tensor of ``nbytes``, one in each part of it, a multiple of 64."""
+    """Offsets of up to ``pages`` pages of a tensor of ``nbytes``, one in each part of it, multiples of 4096, where groups
+    of a quantisation grid begin."""
+    align = page
     pages = max(1, min(pages, nbytes // (4 * page)))
     room = nbytes // pages - page
     part = nbytes // pages
@@ -79,7 +81,7 @@ def places(nbytes: int, pages: int, page: int = PAGE) -> list[int]:
     for k in range(pages):
         mixed = (nbytes * 0x9E3779B97F4A7C15 + k * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
         mixed = (mixed ^ mixed >> 31) * 0x94D049BB133111EB & (1 << 64) - 1
-        found.append((k * part + (mixed >> 11) % max(1, room + 1)) // 64 * 64)
+        found.append((k * part + (mixed >> 11) % max(1, room + 1)) // align * align)
     return found
 
 
