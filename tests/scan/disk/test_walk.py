@@ -258,3 +258,14 @@ def test_a_place_in_a_place_is_walked_once(home: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(home)
     scan = run_disk()
     assert sorted((i.place.kind, i.held) for i in scan.items) == [("Ollama", "ollama"), ("working folder", "")]
+
+
+def test_reflinks_are_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file system here has them: the one that is asked says so."""
+    for name in ("a", "b"):
+        _written(tmp_path / name / "m.safetensors", caches.weights(1))
+    before = run_disk([tmp_path])
+    monkeypatch.setattr("nett.store.sharing.share_blocks", lambda one, other: True)
+    found = run_disk([tmp_path])
+    assert before.now.value == found.items[0].allocated and found.now.value == 0 and not found.links
+    assert found.free.value == pytest.approx(before.free.value - before.now.value)

@@ -23,7 +23,7 @@ from nett.scan.disk.families import find_families, units
 from nett.scan.disk.findings import Found
 from nett.scan.disk.items import Item, Survey
 from nett.scan.disk.layout import Layouts
-from nett.scan.disk.links import Links
+from nett.scan.disk.links import Links, without_shared_blocks
 from nett.scan.disk.places import Place, given_places, known_places
 from nett.scan.disk.sample import Depth
 from nett.scan.disk.walk import survey
@@ -155,8 +155,9 @@ def _found(
         read_deltas(models, pool)
     order = in_order(distinct, models)
     coded = codings(order, models, twins(order))
-    links = Links(same)
-    found = list(findings.equal(same, links, exact=exact))
+    apart = without_shared_blocks(same)
+    links = Links(apart)
+    found = list(findings.equal(apart, links, exact=exact))
     free = _sum(f.amount for f in found)
     now = _sum(f.amount for f in found if f.now)
     free += together(coded, exact=exact)

@@ -44,6 +44,24 @@ class Links:
         return link_command([e.item for pair in self.kept.items() for e in pair])
 
 
+def without_shared_blocks(equal: Mapping[Evidence, Evidence]) -> dict[Evidence, Evidence]:
+    """The copies that are ones: two files may be equal because they share their blocks already (reflinks)."""
+    return {copy: one for copy, one in equal.items() if not _share(copy.item, one.item)}
+
+
+def _share(copy: Item, one: Item) -> bool:
+    """Whether every block of two files is one on the disk, as far as the file system tells."""
+    from nett.store.sharing import share_blocks
+
+    if copy.stat.st_dev != one.stat.st_dev:
+        return False
+    try:
+        with open(copy.path, "rb") as first, open(one.path, "rb") as second:
+            return share_blocks(first.fileno(), second.fileno())
+    except OSError:
+        return False
+
+
 def _alike(item: Item) -> object:
     """What two files must have in common to become one: file system, owner, group, permissions."""
     return item.stat.st_dev, item.stat.st_uid, item.stat.st_gid, item.stat.st_mode
