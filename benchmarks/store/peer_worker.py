@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,34 @@ def xet(store: Path, files: list[Path]) -> dict[str, float]:
     return {"hf-xet": kept}
 
 
+def theta(folder: Path, files: list[Path]) -> dict[str, float]:
+    """Bytes of a repository in which the files are successive commits of one torch file."""
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.rmtree(folder, ignore_errors=True)
+    repository = folder / "repository"
+    repository.mkdir(parents=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def git(*words: str) -> None:
+        named = {"HOME": str(folder), "PATH": path, "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.c",
+                 "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.c"}  # fmt: skip
+        done = subprocess.run(["git", *words], cwd=repository, env=os.environ | named, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"git {' '.join(words)}: {done.stderr[-400:]}")
+
+    for words in (["init"], ["lfs", "install"], ["theta", "install"], ["theta", "track", "model.bin"]):
+        git(*words)
+    for file in files:
+        torch.save(load_file(file), repository / "model.bin")
+        git("theta", "add", "model.bin")
+        git("commit", "-m", "next")
+    kept = sum(f.stat().st_size for f in (repository / ".git").rglob("*") if f.is_file())
+    shutil.rmtree(folder)
+    return {"git-theta": kept}
+
+
 def speed(file: Path) -> dict[str, float]:
     """zipnn on one thread: bytes, MB/s in and out, from memory to memory."""
     raw = file.read_bytes()
@@ -88,5 +117,6 @@ def speed(file: Path) -> dict[str, float]:
 if __name__ == "__main__":
     what, *given = sys.argv[1:]
     paths = [Path(g) for g in given]
-    found = xet(paths[0], paths[1:]) if what == "xet" else globals()[what](paths[0])
+    work = globals()[what]
+    found = work(paths[0], paths[1:]) if what in ("xet", "theta") else work(paths[0])
     print(json.dumps(found))

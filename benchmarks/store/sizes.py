@@ -56,6 +56,10 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         say("hf-xet")
         kept = peers.ask(interpreter, ["xet", work / "xet", *plain])
         figures.append(_figure("all of the bed, hf-xet's chunk store", total, kept["hf-xet"], "hf-xet"))
+        if shutil.which("git-lfs"):
+            figures.append(_against_theta(work, bed, interpreter, say))
+        else:
+            skipped["git-theta"] = "git-lfs, which it stores with, is not installed"
     for one in dict.fromkeys(kind(n) for n in bed):
         of_kind = [n for n in bed if kind(n) == one]
         theirs = sum(best[f] for n in of_kind for f in files[n])
@@ -72,8 +76,21 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         )  # fmt: skip
     speed = sum(plain.values()) / 1e6 / taken.wall
     figures.append(Figure("adding, wall", Series("nett", "MB/s", [speed], command=ADD), sense="at least"))
-    skipped["git-theta"] = "0.2.0 does not install beside a current torch; every changed group it stores whole"
     return Outcome(figures, peers.versions_of(interpreter) if interpreter else {}, skipped)
+
+
+def _against_theta(work: Path, bed: Mapping[str, Path], interpreter: Path, say: Say) -> Figure:
+    """A base and two fine-tunes in float32 (it does not take bfloat16), in a store of their own."""
+    say("git-theta")
+    names = [n for n in ("fp32", "code-60-fp32", "lora-fp32") if n in bed]
+    kept = peers.ask(interpreter, ["theta", work / "theta", *(bed[n] / "model.safetensors" for n in names)])
+    store = work / "theta-store"
+    shutil.rmtree(store, ignore_errors=True)
+    spend(["nett", "store", "add", *(str(bed[n]) for n in names), "--into", str(store), "--quiet"], work)
+    total = sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
+    shutil.rmtree(store)
+    what = "a base and two fine-tunes in float32, git-theta"
+    return _figure(what, total, kept["git-theta"], "git-theta", note=f"one commit a model; {', '.join(names)}")
 
 
 def measured(plain: Mapping[Path, int], interpreter: Path, work: Path, say: Say) -> dict[str, dict[Path, float]]:
