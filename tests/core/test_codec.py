@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from nett.core.codec import BLOCK, Mode, choose_mode, coders, decode_block, encode_block, estimated_bits
 from nett.core.codec.blocks import Coded
-from nett.core.codec.planes import ESCAPE, UNSIGNED, from_planes, to_planes
+from nett.core.codec.planes import PACKED, UNSIGNED, from_planes, to_planes
 from nett.core.dtypes import DTYPES, encode
 from nett.core.errors import NettError
 
-FORMS = ("plain", "rotated", "difference", "xor", "folded")
+FORMS = ("plain", "rotated", "difference", "xor", "pairs", "fours")
 
 
 def in_order(value: int, bits: int) -> int:
@@ -49,14 +49,18 @@ def test_planes_are_what_the_formulas_say(width: int, data: st.DataObject) -> No
     if width == 1:
         return
     upper = [z >> (bits - 16) for z in expected["difference"]]
-    *lower, small, rare_low, rare_high = folded = to_planes(raw, width, "folded", base)
-    assert [p.tolist() for p in lower] == [[z >> 8 * k & 255 for z in expected["difference"]] for k in range(width - 2)]
-    assert small.tolist() == [min(u, ESCAPE) for u in upper]
-    rare = [u for u in upper if u >= ESCAPE]
-    assert [low + 256 * high for low, high in zip(rare_low.tolist(), rare_high.tolist(), strict=True)] == rare
-    out = np.empty_like(raw)
-    from_planes(folded, width, "folded", base, out)
-    assert (out == raw).all()
+    for form, limit, each in (("pairs", 15, 2), ("fours", 3, 4)):
+        *lower, packed, rare_low, rare_high = planes = to_planes(raw, width, form, base)
+        for k in range(width - 2):
+            assert lower[k].tolist() == [z >> 8 * k & 255 for z in expected["difference"]]
+        small = [min(u, limit) for u in upper] + [0] * (-count % each)
+        bytes_of = [small[i : i + each] for i in range(0, len(small), each)]
+        assert packed.tolist() == [sum(v << 8 // each * k for k, v in enumerate(some)) for some in bytes_of]
+        rare = [u for u in upper if u >= limit]
+        assert [low + 256 * high for low, high in zip(rare_low.tolist(), rare_high.tolist(), strict=True)] == rare
+        out = np.empty_like(raw)
+        from_planes(planes, width, form, base, out)
+        assert (out == raw).all(), form
 
 
 def test_a_difference_counts_steps_of_the_number_line() -> None:
@@ -78,7 +82,7 @@ def test_blocks_of_every_type_come_back(name: str, count: int) -> None:
     values = weights(count)
     raw, base = (encode(v * (100 if dtype.kind == "int" else 1), dtype).view(np.uint8)
                  for v in (values, values + weights(count, 1) * np.float32(0.01)))  # fmt: skip
-    for form in FORMS if dtype.bytes > 1 else FORMS[:-1]:
+    for form in FORMS if dtype.bytes > 1 else FORMS[:4]:
         mode = Mode(dtype.bytes, form)
         coded = encode_block(raw, mode, base)
         out = np.empty_like(raw)
@@ -91,7 +95,7 @@ def test_any_bytes_come_back(blob: bytes, width: int, form: Any) -> None:
     raw = np.frombuffer(blob, np.uint8)[: len(blob) // width * width].copy()
     base = np.roll(raw, 1)
     out = np.empty_like(raw)
-    form = "difference" if width == 1 and form == "folded" else form
+    form = "difference" if width == 1 and form in PACKED else form
     decode_block(encode_block(raw, Mode(width, form), base), Mode(width, form), out, base)
     assert out.tobytes() == raw.tobytes()
 
@@ -118,7 +122,7 @@ def test_a_fine_tune_is_a_fraction_and_near_its_entropy(name: str) -> None:
     tuned = base * (1 + np.float32(0.002) * weights(1 << 19, 1) / np.float32(0.02))
     raw, ground = (encode(v, DTYPES[name]).view(np.uint8) for v in (tuned, base))
     mode, bits = choose_mode(raw, DTYPES[name].bytes, ground)
-    assert mode.form == "folded" and bits < estimated_bits(raw, Mode(mode.width, "xor"), ground)
+    assert mode.form in PACKED and bits < estimated_bits(raw, Mode(mode.width, "xor"), ground)
     parts = [encode_block(raw[i : i + BLOCK], mode, ground[i : i + BLOCK]) for i in range(0, raw.size, BLOCK)]
     assert sum(p.nbytes for p in parts) <= 1.03 * raw.size * bits / 8
 
@@ -130,7 +134,7 @@ def test_sampling_sees_a_late_change() -> None:
     assert (coders.decode(coder, data, plane.size) == plane).all() and coder != coders.CONSTANT
 
 
-@pytest.mark.parametrize("form", ["difference", "folded"])
+@pytest.mark.parametrize("form", ["difference", "pairs", "fours"])
 def test_every_flipped_bit_is_noticed(form: Any) -> None:
     base = weights(4000)
     raw, ground = (encode(v, DTYPES["BF16"]).view(np.uint8) for v in (base * np.float32(1.01), base))
@@ -165,16 +169,18 @@ def test_unknown_coders_and_wrong_sizes_are_refused() -> None:
     with pytest.raises(NettError, match="in place of"):
         decode_block(coded, Mode(2, "plain"), np.empty(66, np.uint8))
     with pytest.raises(ValueError, match="no two upper ones"):
-        Mode.of("folded1")
+        Mode.of("pairs1")
 
 
-def test_folded_planes_that_do_not_fit_together_are_refused() -> None:
+@pytest.mark.parametrize("form", PACKED)
+def test_packed_planes_that_do_not_fit_together_are_refused(form: Any) -> None:
     base = weights(1000)
-    raw, ground = (encode(v, DTYPES["BF16"]).view(np.uint8) for v in (-base, base))  # far apart: all is escaped
-    planes = to_planes(raw, 2, "folded", ground)
+    raw, ground = (encode(v, DTYPES["BF16"]).view(np.uint8) for v in (-base, base))  # far apart: none is packed
+    planes = to_planes(raw, 2, form, ground)
     assert planes[1].size == 1000
-    with pytest.raises(NettError, match="1,000"):
-        from_planes([planes[0], planes[1], planes[2][:-1]], 2, "folded", ground, np.empty_like(raw))
+    for wrong in ([planes[0], planes[1], planes[2][:-1]], [planes[0][:-1], *planes[1:]]):
+        with pytest.raises(NettError, match="stored apart"):
+            from_planes(wrong, 2, form, ground, np.empty_like(raw))
 
 
 def test_blocks_of_the_first_format_are_read() -> None:

@@ -43,7 +43,8 @@ def encode_block(raw: Array, mode: Mode, base: Array | None = None) -> Coded:
     if mode.form == "text":
         found = [coders.code_text(raw)]
     else:
-        found = [coders.code(p, patient=mode.needs_base) for p in to_planes(raw, mode.width, mode.form, base)]
+        patient = mode.form in ("difference", "xor")
+        found = [coders.code(p, patient=patient) for p in to_planes(raw, mode.width, mode.form, base)]
     return Coded("".join(c for c, _ in found), [p for _, p in found], xxh3_64_intdigest(raw.data))
 
 

@@ -165,16 +165,84 @@ def undo_difference(z: Array, base: Array, bits: int, out: Array) -> None:
 
 
 @jit
-def fold(low: Array, high: Array, limit: int, small: Array, rare_low: Array, rare_high: Array) -> int:
+def gather_rare(low: Array, high: Array, limit: int, small: Array, rare_low: Array, rare_high: Array) -> int:
     """``small``: the number of two bytes where it is below ``limit``, else ``limit``, and the number goes to the
-    rare ones. Returns how many those are."""
+    rare ones, which have room for one more than all. Returns how many those are."""
     for i in range(low.size):
         large = (high[i] > 0) | (low[i] > limit)
         small[i] = np.uint8(limit) if large else low[i]
     count = 0
-    for i in range(low.size):
-        if small[i] == limit:
-            rare_low[count] = low[i]
-            rare_high[count] = high[i]
-            count += 1
+    for i in range(low.size):  # written always, kept if it is rare: no branch to guess
+        rare_low[count] = low[i]
+        rare_high[count] = high[i]
+        count += small[i] == limit
+    return count
+
+
+@jit
+def spread_rare(small: Array, limit: int, rare_low: Array, rare_high: Array, high: Array) -> None:
+    """The inverse; ``small`` becomes the low byte. The rare ones end in one that is read and not used."""
+    count = 0
+    for i in range(high.size):
+        s, rare = small[i], small[i] == limit
+        low, upper = rare_low[count], rare_high[count]
+        small[i] = low if rare else s
+        high[i] = upper if rare else np.uint8(0)
+        count += rare
+
+
+@jit
+def pack2(small: Array, packed: Array) -> None:
+    """Two numbers below 16 a byte."""
+    for i in range(packed.size):
+        packed[i] = small[2 * i] | (small[2 * i + 1] << np.uint8(4))
+
+
+@jit
+def pack4(small: Array, packed: Array) -> None:
+    """Four numbers below 4 a byte."""
+    for i in range(packed.size):
+        low = small[4 * i] | (small[4 * i + 1] << np.uint8(2))
+        packed[i] = low | (small[4 * i + 2] << np.uint8(4)) | (small[4 * i + 3] << np.uint8(6))
+
+
+@jit
+def unpack2(packed: Array, small: Array) -> None:
+    for i in range(packed.size):
+        v = packed[i]
+        small[2 * i] = v & np.uint8(15)
+        small[2 * i + 1] = v >> np.uint8(4)
+
+
+@jit
+def unpack4(packed: Array, small: Array) -> None:
+    for i in range(packed.size):
+        v = packed[i]
+        small[4 * i] = v & np.uint8(3)
+        small[4 * i + 1] = (v >> np.uint8(2)) & np.uint8(3)
+        small[4 * i + 2] = (v >> np.uint8(4)) & np.uint8(3)
+        small[4 * i + 3] = v >> np.uint8(6)
+
+
+@jit
+def count_full2(packed: Array) -> int:
+    """How many of the numbers of 4 bits have all their bits set."""
+    count = 0
+    for i in range(packed.size):
+        v = np.uint32(packed[i])
+        v &= v >> np.uint32(1)
+        v &= v >> np.uint32(2)
+        count += int((v & np.uint32(1)) + ((v >> np.uint32(4)) & np.uint32(1)))
+    return count
+
+
+@jit
+def count_full4(packed: Array) -> int:
+    """How many of the numbers of 2 bits have both their bits set."""
+    count = 0
+    for i in range(packed.size):
+        v = np.uint32(packed[i])
+        v &= v >> np.uint32(1)
+        count += int((v & np.uint32(1)) + ((v >> np.uint32(2)) & np.uint32(1)))
+        count += int(((v >> np.uint32(4)) & np.uint32(1)) + ((v >> np.uint32(6)) & np.uint32(1)))
     return count

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import final
 
 from nett.core.codec import grid
-from nett.core.codec.coders import entropy
-from nett.core.codec.planes import Form, to_planes
+from nett.core.codec.coders import code, entropy
+from nett.core.codec.planes import PACKED, Form, to_planes
 from nett.core.dtypes import Array
 
-_RARE = 0.98  # what rare symbols cost a coder beyond the entropy, which folding saves (measured: 1.5 to 6 %)
+_SLOW = 1.02  # what forms must save whose planes FSE decodes: it is slow and holds the interpreter's lock
 
 
 @final
@@ -23,12 +23,12 @@ class Mode:
     grid: str = ""
 
     def __post_init__(self) -> None:
-        if self.width < 2 and self.form == "folded":
-            raise ValueError(f"numbers of {self.width} byte have no two upper ones to fold")
+        if self.width < 2 and self.form in PACKED:
+            raise ValueError(f"numbers of {self.width} byte have no two upper ones to pack")
 
     @property
     def needs_base(self) -> bool:
-        return self.form in ("difference", "folded", "xor")
+        return self.form in ("difference", "xor", *PACKED)
 
     def __str__(self) -> str:
         return f"{self.form}{self.width}" if not self.grid else f"{self.form}:{self.grid}:{self.width}"
@@ -62,11 +62,15 @@ def choose_mode(raw: Array, width: int, base: Array | None = None) -> tuple[Mode
     width = width if raw.size % width == 0 else 1
     forms: list[Form] = ["rotated", "plain"] if width > 1 else ["plain"]
     forms += ["difference", "xor"] if base is not None else []
-    forms += ["folded"] if base is not None and width > 1 else []
+    forms += ["pairs", "fours"] if base is not None and width > 1 else []
     modes = [Mode(width, form) for form in forms]
     lying = grid.found_in(raw, width)
     if lying is not None:
         modes.append(Mode(width, "grid", lying))
-    found = [(estimated_bits(raw, mode, base), mode) for mode in modes]
-    bits, mode = min(found, key=lambda f: f[0] * (_RARE if f[1].form == "folded" else 1.0))
-    return mode, bits
+    found = {mode: estimated_bits(raw, mode, base) for mode in modes}
+    best = min(found, key=lambda m: found[m] * (_SLOW if m.form in ("difference", "xor") else 1.0))
+    if best.form in PACKED:  # a pair of zeros can be so frequent that Huffman's whole bit for it is too much
+        assert base is not None
+        packed = {form: to_planes(raw, width, form, base) for form in PACKED}
+        best = Mode(width, min(packed, key=lambda form: sum(len(code(p)[1]) for p in packed[form])))
+    return best, found[best]

@@ -3,15 +3,16 @@
 ``rotated`` planes take the sign bit out of the way first, so that the exponent of bfloat16 and float32 fills one
 plane. ``difference`` planes hold, for floats of 2, 4 or 8 bytes, the distance to a base in steps of the number line:
 bit patterns are mapped to integers in the order of the values they stand for, subtracted modulo 2^k, and folded so
-that small distances of either sign are small numbers. ``folded`` planes are those of a difference with the upper two
-bytes as one plane of small numbers and an escape, and two short planes of the numbers that were escaped: fewer symbols
-to code, and none so rare that it takes more room in a coder's table than it deserves. All of it is integer
-arithmetic on bit patterns: every input comes back, NaN payloads and negative zeros included.
+that small distances of either sign are small numbers. ``pairs`` and ``fours`` are a difference with its upper two
+bytes as one number; two of those below 15, or four below 3, share a byte, and the others are kept apart. Huffman
+spends a bit on a symbol at least: on four numbers at once that is little, and a quarter of the symbols is soon decoded.
+
+All of it is integer arithmetic on bit patterns: every input comes back, NaN payloads and negative zeros included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +22,9 @@ from nett.core.dtypes import Array
 from nett.core.errors import NettError
 
 # text: bytes as they are, for coders that match; grid: see nett.core.codec.grid
-Form = Literal["plain", "rotated", "difference", "folded", "xor", "text", "grid"]
+Form = Literal["plain", "rotated", "difference", "pairs", "fours", "xor", "text", "grid"]
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-ESCAPE = 63  # of folded planes; part of the format. 31 to 127 differ by half a percent
+PACKED: Mapping[Form, int] = {"pairs": 2, "fours": 4}  # numbers a byte
 
 _SPLIT: dict[tuple[str, int], Any] = {
     ("plain", 2): kernels.split2, ("rotated", 2): kernels.split_rotated2, ("difference", 2): kernels.split_difference2,
@@ -37,17 +38,14 @@ _JOIN: dict[tuple[str, int], Any] = {
 
 def to_planes(raw: Array, width: int, form: Form, base: Array | None = None) -> list[Array]:
     """``raw`` bytes (a multiple of ``width``, little endian) as uint8 planes of one length, lowest byte first; for
-    ``folded``, see :func:`plane_count`, the last two are shorter.
+    ``pairs`` and ``fours``, the last three are shorter: packed numbers, the others' lower and upper bytes.
 
-    ``difference``, ``folded`` and ``xor`` need the ``base`` bytes, as many as ``raw``.
+    All forms but ``plain`` and ``rotated`` need the ``base`` bytes, as many as ``raw``.
     """
+    if form in PACKED:
+        return _packed(to_planes(raw, width, "difference", base), PACKED[form])
     x = frozen(raw).view(UNSIGNED[width])
     planes = list(np.empty((width, x.size), np.uint8))
-    if form == "folded":
-        planes = to_planes(raw, width, "difference", base)
-        small, *rare = np.empty((3, x.size), np.uint8)
-        count = kernels.fold(planes[-2], planes[-1], ESCAPE, small, *rare)
-        return [*planes[:-2], small, *(r[:count] for r in rare)]
     ground = _ground(base, width) if form in ("difference", "xor") else ()
     if (form, width) in _SPLIT:
         _SPLIT[form, width](x, *ground, *planes)
@@ -63,30 +61,12 @@ def to_planes(raw: Array, width: int, form: Form, base: Array | None = None) -> 
     return planes
 
 
-def plane_count(width: int, form: Form) -> int:
-    """How many planes a form has."""
-    return width + 1 if form == "folded" else width
-
-
-def plane_size(before: Sequence[Array], width: int, form: Form, nbytes: int) -> int:
-    """The bytes of the plane behind the planes ``before``, of a block of ``nbytes``."""
-    if form != "folded" or len(before) < width - 1:
-        return nbytes // width
-    return int(np.count_nonzero(before[width - 2] == ESCAPE)) if len(before) == width - 1 else before[-1].size
-
-
 def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | None, out: Array) -> None:
-    """The inverse of :func:`to_planes`: fills the bytes ``out``. NettError where folded planes do not fit together."""
+    """The inverse of :func:`to_planes`: fills the bytes ``out``. NettError where planes do not fit together."""
     numbers = out.view(UNSIGNED[width])
     planes = [frozen(p) for p in planes]
-    if form == "folded":
-        *lower, small, rare_low, rare_high = planes
-        at = np.flatnonzero(small == ESCAPE)
-        if not rare_low.size == rare_high.size == at.size:
-            raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {at.size:,}")
-        low, high = small.copy(), np.zeros_like(small)
-        low[at], high[at] = rare_low, rare_high
-        return from_planes([*lower, low, high], width, "difference", base, out)
+    if form in PACKED:
+        return from_planes(_unpacked(planes, PACKED[form], numbers.size), width, "difference", base, out)
     ground = _ground(base, width) if form in ("difference", "xor") else ()
     if (form, width) in _JOIN:
         _JOIN[form, width](*planes, *ground, numbers)
@@ -101,6 +81,50 @@ def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | N
     elif form == "xor":
         numbers ^= ground[0]
     return None
+
+
+def plane_count(width: int, form: Form) -> int:
+    """How many planes a form has."""
+    return width + 1 if form in PACKED else width
+
+
+def plane_size(before: Sequence[Array], width: int, form: Form, nbytes: int) -> int:
+    """The bytes of the plane behind the planes ``before``, of a block of ``nbytes``."""
+    if form not in PACKED or len(before) < width - 2:
+        return nbytes // width
+    if len(before) == width - 2:
+        return -(-(nbytes // width) // PACKED[form])
+    return _apart(before[-1], PACKED[form]) if len(before) == width - 1 else before[-1].size
+
+
+def _packed(planes: Sequence[Array], each: int) -> list[Array]:
+    """Planes of a difference with the upper two packed, ``each`` numbers a byte."""
+    *lower, low, high = planes
+    small = np.zeros(-(-low.size // each) * each, np.uint8)
+    rare_low, rare_high = np.empty((2, low.size + 1), np.uint8)
+    count = kernels.gather_rare(low, high, (1 << 8 // each) - 1, small, rare_low, rare_high)
+    packed = np.empty(small.size // each, np.uint8)
+    (kernels.pack2 if each == 2 else kernels.pack4)(small, packed)
+    return [*lower, packed, rare_low[:count], rare_high[:count]]
+
+
+def _unpacked(planes: Sequence[Array], each: int, count: int) -> list[Array]:
+    """The inverse, for ``count`` numbers. NettError where the planes do not fit together."""
+    *lower, packed, rare_low, rare_high = planes
+    apart = _apart(packed, each)
+    if not (packed.size == -(-count // each) and rare_low.size == rare_high.size == apart):
+        raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {apart:,}")
+    low, high = np.empty(packed.size * each, np.uint8), np.empty(count, np.uint8)
+    (kernels.unpack2 if each == 2 else kernels.unpack4)(packed, low)
+    rare = np.zeros((2, apart + 1), np.uint8)
+    rare[0, :-1], rare[1, :-1] = rare_low, rare_high
+    kernels.spread_rare(low[:count], (1 << 8 // each) - 1, rare[0], rare[1], high)
+    return [*lower, low[:count], high]
+
+
+def _apart(packed: Array, each: int) -> int:
+    """How many of the packed numbers are kept apart."""
+    return int((kernels.count_full2 if each == 2 else kernels.count_full4)(frozen(packed)))
 
 
 def _ground(base: Array | None, width: int) -> tuple[Any, ...]:
