@@ -21,11 +21,15 @@ from nett.store.objects import object_path
 
 TITLE = "speed of the store's codec, of restoring into memory and of loading"
 WORKER = Path(__file__).resolve().parent / "worker.py"
-MODELS = ("bf16", "fp32", "code-60", "code-60-fp32")
-BARS = {"bf16": 1.0, "fp32": 1.0, "code-60": 0.6, "code-60-fp32": 0.6}
-WORDS = {
-    "bf16": "plain bfloat16", "fp32": "plain float32",
-    "code-60": "difference, bfloat16", "code-60-fp32": "difference, float32",
+# Of ordinary weights, and of weights on a quantisation grid (this bed's base was dequantised), each in its own store:
+# model -> what it is there, and GB/s at least.
+ORDINARY = {
+    "code-60": ("plain bfloat16", 1.0), "prose-96": ("difference, bfloat16", 0.6),
+    "code-60-fp32": ("plain float32", 1.0), "lora-fp32": ("difference, float32", 0.6),
+}  # fmt: skip
+ON_GRID = {
+    "bf16": ("bfloat16 on a grid", 1.0), "code-60": ("difference to one on a grid, bfloat16", 0.6),
+    "fp32": ("float32 on a grid", 1.0), "code-60-fp32": ("difference to one on a grid, float32", 0.6),
 }  # fmt: skip
 Say = Callable[[str], None]
 
@@ -37,20 +41,25 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         bed = build(work / "bed", peers.packages_folder(interpreter), Path(assets) if assets else None, say)
     else:
         bed = build_pico(work / "bed")
-    models = [m for m in MODELS if m in bed]
-    store = work / "speed-store"
-    shutil.rmtree(store, ignore_errors=True)
-    say("adding to the store")
-    spend(["nett", "store", "add", *(str(bed[m]) for m in models), "--into", str(store), "--quiet"], work)
     times = 1 if pico else 9
-    file = bed["bf16"] / "model.safetensors"
     figures = []
     if interpreter is not None:
-        figures += _against_zipnn(file, interpreter, times, say)
-    for model in models:
-        figures += _restored(store, model, times, say)
-    for model in models:
-        figures += _loaded(store, bed[model], 1 if pico else 5, say)
+        figures += _against_zipnn(bed["code-60"] / "model.safetensors", interpreter, times, say)
+    stores = {}
+    for name, models in (("ordinary", ORDINARY), ("on-grid", ON_GRID)):
+        store = stores[name] = work / f"{name}-store"
+        shutil.rmtree(store, ignore_errors=True)
+        say(f"adding to a store, {name}")
+        for model in models:  # one after the other: the first is the base
+            if model in bed:
+                spend(["nett", "store", "add", str(bed[model]), "--into", str(store), "--quiet"], work)
+        for model in models:
+            if model in bed:
+                figures += _restored(store, model, *models[model], times, say)
+    for name, models in (("ordinary", ORDINARY), ("on-grid", ON_GRID)):
+        for model in models:
+            if model in bed:
+                figures += _loaded(stores[name], bed[model], models[model][0], 1 if pico else 5, say)
     skipped = {} if interpreter else {"zipnn": "pico"}
     return Outcome(figures, peers.versions_of(interpreter) if interpreter else {}, skipped)
 
@@ -97,7 +106,7 @@ def _against_zipnn(file: Path, interpreter: Path, times: int, say: Say) -> list[
     return figures
 
 
-def _restored(store: Path, model: str, times: int, say: Say) -> list[Figure]:
+def _restored(store: Path, model: str, words: str, bar: float, times: int, say: Say) -> list[Figure]:
     """Every tensor decoded into memory from a warm page cache, on all cores."""
     found: list[dict[str, float]] = []
 
@@ -109,15 +118,15 @@ def _restored(store: Path, model: str, times: int, say: Say) -> list[Figure]:
     command = "every tensor of open_checkpoint('store/MODEL'), files in the page cache"
     wall = Series("nett", "GB/s", series.runs, series.load, command)
     each = Series("nett", "GB/s a core", [f["GB/s a core"] for f in found], series.load, command)
-    what = f"restored into memory, {WORDS[model]}"
+    what = f"restored into memory, {words}"
     return [
-        Figure(f"{what}, {os.cpu_count()} cores", wall, bar=BARS[model], sense="at least",
+        Figure(f"{what}, {os.cpu_count()} cores", wall, bar=bar, sense="at least",
                note="after a first reading in the same process, which compiles and warms"),
         Figure(f"{what}, by CPU time", each, sense="at least"),
     ]  # fmt: skip
 
 
-def _loaded(store: Path, plain: Path, times: int, say: Say) -> list[Figure]:
+def _loaded(store: Path, plain: Path, words: str, times: int, say: Say) -> list[Figure]:
     """Both cold. Libraries are imported and compiled on another model before the clock starts."""
     model = plain.name
     with Library.open(store) as library:
@@ -147,7 +156,7 @@ def _loaded(store: Path, plain: Path, times: int, say: Say) -> list[Figure]:
         "nett.load, store": "nett.load('store/MODEL')", "nett.load, file": "nett.load('MODEL')",
     }  # fmt: skip
     measures = {"safetensors": (times, theirs("plain")), "nett": (times, ours("stored"))}
-    if model in ("bf16", "code-60"):
+    if words in ("plain bfloat16", "difference, bfloat16"):
         measures |= {
             "nett.load, file": (times, theirs("load_plain")),
             "nett.load, store": (times, ours("load_stored")),
@@ -160,10 +169,8 @@ def _loaded(store: Path, plain: Path, times: int, say: Say) -> list[Figure]:
     size = sum(f.stat().st_size for f in files)
     less = sum(f.stat().st_size for f in stored)
     note = f"both cold by posix_fadvise DONTNEED; {size:,} bytes as a file, {less:,} in the store with its bases"
-    figures = [
-        Figure(f"loaded from the store, cold, {WORDS[model]}", of("nett"), of("safetensors"), bar=1.5, note=note)
-    ]
+    figures = [Figure(f"loaded from the store, cold, {words}", of("nett"), of("safetensors"), bar=1.5, note=note)]
     if "nett.load, store" in found:
-        what = f"nett.load in float32, cold, {WORDS[model]}"
+        what = f"nett.load in float32, cold, {words}"
         figures.append(Figure(what, of("nett.load, store"), of("nett.load, file"), note=note))
     return figures
