@@ -180,15 +180,21 @@ def gather_rare(low: Array, high: Array, limit: int, small: Array, rare_low: Arr
 
 
 @jit
-def spread_rare(small: Array, limit: int, rare_low: Array, rare_high: Array, high: Array) -> None:
-    """The inverse; ``small`` becomes the low byte. The rare ones end in one that is read and not used."""
-    count = 0
-    for i in range(high.size):
-        s, rare = small[i], small[i] == limit
-        low, upper = rare_low[count], rare_high[count]
-        small[i] = low if rare else s
-        high[i] = upper if rare else np.uint8(0)
-        count += rare
+def find_rare(small: Array, limit: int, places: Array) -> int:
+    """Where ``small`` is ``limit``: ``places`` has room for one more than all. Returns how many there are."""
+    count = np.uint64(0)
+    for i in range(small.size):  # no branch here either: to guess one wrong takes longer than ten such steps
+        places[count] = i
+        count += np.uint64(small[i] == limit)
+    return int(count)
+
+
+@jit
+def put_rare(places: Array, rare_low: Array, rare_high: Array, low: Array, high: Array) -> None:
+    """Write the rare numbers to their places."""
+    for i in range(places.size):
+        low[places[i]] = rare_low[i]
+        high[places[i]] = rare_high[i]
 
 
 @jit

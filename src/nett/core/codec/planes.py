@@ -111,15 +111,15 @@ def _packed(planes: Sequence[Array], each: int) -> list[Array]:
 def _unpacked(planes: Sequence[Array], each: int, count: int) -> list[Array]:
     """The inverse, for ``count`` numbers. NettError where the planes do not fit together."""
     *lower, packed, rare_low, rare_high = planes
-    apart = _apart(packed, each)
+    small = np.empty(packed.size * each, np.uint8)
+    (kernels.unpack2 if each == 2 else kernels.unpack4)(packed, small)
+    low, high = small[:count], np.zeros(count, np.uint8)
+    places = np.empty(low.size + 1, np.uint32)
+    apart = kernels.find_rare(frozen(low), (1 << 8 // each) - 1, places)
     if not (packed.size == -(-count // each) and rare_low.size == rare_high.size == apart):
         raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {apart:,}")
-    low, high = np.empty(packed.size * each, np.uint8), np.empty(count, np.uint8)
-    (kernels.unpack2 if each == 2 else kernels.unpack4)(packed, low)
-    rare = np.zeros((2, apart + 1), np.uint8)
-    rare[0, :-1], rare[1, :-1] = rare_low, rare_high
-    kernels.spread_rare(low[:count], (1 << 8 // each) - 1, rare[0], rare[1], high)
-    return [*lower, low[:count], high]
+    kernels.put_rare(places[:apart], rare_low, rare_high, low, high)
+    return [*lower, low, high]
 
 
 def _apart(packed: Array, each: int) -> int:
