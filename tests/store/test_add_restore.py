@@ -189,6 +189,30 @@ def test_reading_from_the_store(tmp_path: Path, family: list[Path]) -> None:
     cli("diff", str(store / "frist"), str(family[1])).failed(3, "holds no model 'frist'", "Did you mean 'first'")
 
 
+def test_diff_inside_a_store(tmp_path: Path, family: list[Path]) -> None:
+    """By the store's names, mixed with paths, with the page; the figures are those of the folders."""
+    store, page = tmp_path / "store", tmp_path / "diff.html"
+    add([str(p) for p in family], into=str(store))
+    words = ["diff", "first", "third", "--store", str(store), "--json", str(tmp_path / "ours.json")]
+    cli(*words, "--html", str(page)).succeeded()
+    cli("diff", str(family[1]), str(family[3]), "--json", str(tmp_path / "plain.json")).succeeded()
+    ours, plain = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("ours", "plain"))
+    assert ours["a"] == "first" and ours["tensors"] == plain["tensors"] and ours["layers"] == plain["layers"]
+    assert ours["total"]["relative_l2"] > 0 and page.read_text().count("<svg") >= 3
+    same = cli("diff", "third", str(family[3]), "--store", str(store)).succeeded().out
+    assert "bit for bit" in same
+    cli("diff", "frist", "third", "--store", str(store)).failed(3, "holds no model 'frist'", "Did you mean 'first'")
+    cli("diff", "first", "third", "--store", str(family[0])).failed(3, "carries no receipt")
+
+
+def test_merging_from_a_store_brings_the_tokenizer(tmp_path: Path, family: list[Path]) -> None:
+    store, out = tmp_path / "store", tmp_path / "merged"
+    add([str(p) for p in family[:3]], into=str(store))
+    models = [str(store / "first"), str(store / "second")]
+    cli("merge", "linear", *models, "--no-speak", "--out", str(out)).succeeded()
+    assert (out / "tokenizer.json").read_bytes() == (family[1] / "tokenizer.json").read_bytes()
+
+
 def test_the_command_line(tmp_path: Path, family: list[Path]) -> None:
     store = tmp_path / "store"
     words = [*map(str, family), "--into", str(store)]

@@ -245,6 +245,22 @@ def limited(*, words: Sequence[str], limit: int) -> tuple[int, str, str]:
     return _spoken(words)
 
 
+def load_model(*, path: str, warm: str) -> int:
+    """Bytes by which loading a model raised the resident set, after a first one that imports everything."""
+    import gc
+
+    import nett
+
+    nett.load(warm, as_model=True)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    model = nett.load(path, as_model=True)
+    peak = _resident("VmHWM") - before
+    assert sum(p.numel() for p in model.parameters())
+    return peak
+
+
 def spoken(*, words: Sequence[str]) -> tuple[int, str, str]:
     """A command line in a process of its own."""
     return _spoken(words)

@@ -17,12 +17,12 @@ _EXACT = {
 
 def side_files(folder: Path) -> dict[str, bytes]:
     """Name -> content of the side files of a Hugging Face folder, in name order."""
-    found = {}
-    for file in sorted(folder.iterdir()):
-        wanted = file.name in _EXACT or file.name.startswith(("tokenizer", "chat_template"))
-        if wanted and file.is_file() and not file.name.endswith((".safetensors", ".bin")):
-            found[file.name] = file.read_bytes()
-    return found
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if is_side_file(f.name) and f.is_file()}
+
+
+def is_side_file(name: str) -> bool:
+    wanted = name in _EXACT or name.startswith(("tokenizer", "chat_template"))
+    return wanted and not name.endswith((".safetensors", ".bin"))
 
 
 def model_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
@@ -42,7 +42,8 @@ def model_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
         found, why = tokenizer_files(checkpoint.path, tokens) if tokens else ({}, "the file holds none")
         notes = [f"no tokenizer: {why}"] if why else []
     else:
-        found, notes = side_files(checkpoint.folder), []
+        beside = checkpoint.beside()
+        found, notes = side_files(checkpoint.folder) if beside is None else beside, []
         if checkpoint.format == "peft":
             found |= {n: c for n, c in side_files(checkpoint.path).items() if n != "config.json"}
     if "config.json" not in found or json.loads(found["config.json"]) != config:

@@ -197,6 +197,17 @@ class Library:
             hint = f"nett store remove {self.root / name}, then nett store add it again."
             raise ProofFailed(f"is not readable: {error}", where=file, hint=hint) from error
 
+    def find(self, name: str) -> tuple[Model, str]:
+        """The model of that name; or, where a folder of a model is named, that model and the folder in it."""
+        parts = name.split("/")
+        for cut in range(len(parts) - 1, 0, -1):
+            outer, inside = "/".join(parts[:cut]), "/".join(parts[cut:])
+            if not self._file(checked_name(name)).is_file() and self._file(outer).is_file():
+                model = self.model(outer)
+                if any(f.path.startswith(f"{inside}/") for f in model.files):
+                    return model, inside
+        return self.model(name), ""
+
     def models(self) -> Iterator[Model]:
         for name in self.names():
             yield self.model(name)

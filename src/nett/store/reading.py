@@ -8,25 +8,27 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 import numpy as np
 
 from nett.core.checkpoint import Checkpoint, TensorInfo, safetensors
+from nett.core.checkpoint.json_text import json_object
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
+from nett.core.sidefiles import is_side_file
 from nett.store.library import Library, Model, Part, StoredFile
 
 
 @final
 class StoredCheckpoint(Checkpoint):
-    """The safetensors files of a stored model. Closing it closes the store."""
+    """The safetensors files of a stored model, or of a folder ``inside`` it. Closing it closes the store."""
 
     format = "safetensors"
 
-    def __init__(self, library: Library, model: Model, files: Sequence[StoredFile]) -> None:
-        self.path, self.library, self.model = library.root / model.name, library, model
+    def __init__(self, library: Library, model: Model, inside: str, files: Sequence[StoredFile]) -> None:
+        self.path, self.library, self.model, self._inside = library.root / model.name / inside, library, model, inside
         self.files: tuple[Path, ...] = ()  # nothing that could be hashed lies there plainly
         self._lease = ExitStack()
         self._lease.enter_context(library.leased(model))
@@ -34,12 +36,14 @@ class StoredCheckpoint(Checkpoint):
         self._parts: dict[str, list[tuple[int, Part]]] = {}
         for file in files:
             for info in _infos(library, file):
+                if info.name in self.tensors:
+                    raise Refused(f"tensor {info.name!r} also stands in another file", where=self.path / file.path)
                 self.tensors[info.name] = replace(info, file=None, offset=-1)
                 self._parts[info.name] = _within(file, info.offset, info.nbytes)
 
     @property
     def name(self) -> str:
-        return self.model.name.rpartition("/")[2]
+        return self.path.name
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         info = self.tensors[name]
@@ -68,8 +72,15 @@ class StoredCheckpoint(Checkpoint):
 
     def side_file(self, name: str) -> bytes | None:
         """A file of the model that holds no weights, or None."""
-        file = next((f for f in self.model.files if f.path == name), None)
-        return None if file is None else _bytes(self.library, file, 0, file.nbytes)
+        file = next((f for f in _folder(self.model, self._inside) if PurePosixPath(f.path).name == name), None)
+        return None if file is None else file_bytes(self.library, file)
+
+    def beside(self) -> dict[str, bytes]:
+        return {
+            name: file_bytes(self.library, file)
+            for file in _folder(self.model, self._inside)
+            if is_side_file(name := PurePosixPath(file.path).name)
+        }
 
     def close(self) -> None:
         self._lease.close()
@@ -77,21 +88,47 @@ class StoredCheckpoint(Checkpoint):
 
 
 def open_stored(root: Path, name: str) -> StoredCheckpoint:
-    """The model ``name`` of the store ``root``. Refused where it has no safetensors files."""
+    """The model ``name`` of the store ``root``, or a folder in one: ``run/checkpoint-500``. Refused where there are no
+    safetensors files."""
     library = Library.open(root)
     try:
-        model = library.model(name)
-        files = [f for f in model.files if f.path.endswith(".safetensors")]
+        model, inside = library.find(name)
+        files = _weights(library, _folder(model, inside), root / name)
         if not files:
+            deeper = sorted({str(PurePosixPath(f.path).parent) for f in model.files if f.path.endswith(".safetensors")})
             raise Refused(
                 "holds no safetensors files, the only ones that are read from a store without restoring them",
                 where=root / name,
-                hint=f"nett restore {root / name} --out DIR",
+                hint=f"Name one of its folders: {root / model.name / deeper[0]}"
+                if deeper
+                else f"nett restore {root / model.name} --out DIR",
             )
-        return StoredCheckpoint(library, model, files)
+        return StoredCheckpoint(library, model, inside, files)
     except BaseException:
         library.close()
         raise
+
+
+def _folder(model: Model, inside: str) -> list[StoredFile]:
+    """The files of a folder of a model, not of those below it."""
+    return [f for f in model.files if PurePosixPath(f.path).parent == PurePosixPath(inside)]
+
+
+def _weights(library: Library, files: Sequence[StoredFile], where: Path) -> list[StoredFile]:
+    """The weight files of a folder, as :func:`safetensors.open_folder` chooses them."""
+    by_name = {PurePosixPath(f.path).name: f for f in files}
+    if (index := by_name.get(safetensors.INDEX)) is not None:
+        held = json_object(file_bytes(library, index), where / index.path, "the index").get("weight_map")
+        if not isinstance(held, dict) or not set(map(str, held.values())) <= by_name.keys():
+            raise Refused("the index names files that are not there", where=where / index.path)
+        return [by_name[n] for n in sorted(set(map(str, held.values())))]
+    found = [n for n in by_name if n.endswith(".safetensors") and n != "adapter_model.safetensors"]
+    return [by_name[n] for n in sorted(found)] if "model.safetensors" not in found else [by_name["model.safetensors"]]
+
+
+def file_bytes(library: Library, file: StoredFile) -> bytes:
+    """All bytes of a stored file."""
+    return _bytes(library, file, 0, file.nbytes)
 
 
 def _infos(library: Library, file: StoredFile) -> list[TensorInfo]:

@@ -18,8 +18,9 @@ SHOWN = 30
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures."
 )
+@click.option("--store", metavar="STORE", help="A and B name models of this store; where it has none so named, paths.")
 @click.option("--threads", type=click.IntRange(0, 64), default=0, help="How many threads work; 0 for all.")
-def command(a: str, b: str, json_file: Path | None, html_file: Path | None, threads: int) -> None:
+def command(a: str, b: str, json_file: Path | None, html_file: Path | None, store: str | None, threads: int) -> None:
     """Which tensors and layers moved between two checkpoints, by how much, rank, signs and bytes."""
     import json
 
@@ -29,7 +30,8 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
     from nett.core.diff_page import HEADERS, LAYER_HEADERS, LEGEND, diff_page, layer_row_of, row_of, summary
     from nett.core.progress import report
 
-    with open_checkpoint(a) as left, open_checkpoint(b) as right:
+    places = [_place(one, store) for one in (a, b)]
+    with open_checkpoint(places[0]) as left, open_checkpoint(places[1]) as right:
         report.begin("comparing", left.nbytes + right.nbytes)
         found = diff(left, right, names=(a, b), threads=threads)
         report.end()
@@ -52,3 +54,18 @@ def command(a: str, b: str, json_file: Path | None, html_file: Path | None, thre
             click.echo(f"{b} from {a} by a {kind}: {edge.bytes_freed:,} of {found.bytes_b:,} bytes less, {loss}")
     if html_file is not None:
         diff_page(found).write(html_file)
+
+
+def _place(reference: str, store: str | None) -> str:
+    """A model of the store by that name; else the path, where there is such a one."""
+    if store is None:
+        return reference
+    from nett.core.receipt import read_receipt
+
+    read_receipt(Path(store))  # refused where there is none
+    inside = Path(store) / reference
+    return (
+        reference
+        if Path(reference).exists() and not (Path(store) / "models" / f"{reference}.json").is_file()
+        else str(inside)
+    )

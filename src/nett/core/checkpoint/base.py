@@ -89,6 +89,10 @@ class Checkpoint(ABC):
     def parameters(self) -> int:
         return sum(t.size for t in self.tensors.values())
 
+    def beside(self) -> dict[str, bytes] | None:
+        """The small files that come with the weights, by name, where they do not lie in :attr:`folder`."""
+        return None
+
     def config(self) -> dict[str, Any] | None:
         """``config.json`` of a Hugging Face folder, or None. Files opened by themselves have no config."""
         file = self.path / "config.json"

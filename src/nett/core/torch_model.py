@@ -1,0 +1,109 @@
+"""A checkpoint as a transformers model, tensor by tensor: the model is made without memory for its weights (torch's
+meta device), and every weight takes its place as it is read.
+
+transformers does the loading itself, since it knows what is renamed, tied, kept in float32 or put together from
+several tensors; it is given what it takes from a safetensors file: names, and slices that are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.checkpoint import Checkpoint
+from nett.core.errors import Refused, missing_extra
+from nett.core.sidefiles import model_files
+
+
+def model(source: Path | Checkpoint) -> Any:
+    """The model of a Hugging Face folder, or of an open checkpoint."""
+    transformers = _transformers()
+    if isinstance(source, Path):
+        kind, _ = _kind(source)
+        return kind.from_pretrained(str(source))
+    with _beside(source) as folder:
+        kind, config = _kind(folder)
+        if getattr(config, "quantization_config", None):
+            raise Refused(
+                "is quantised in a way that only transformers reads",
+                where=source.path,
+                hint=f"nett restore {source.path} --out DIR",
+            )
+        more = {}
+        if (folder / "generation_config.json").is_file():
+            more["generation_config"] = transformers.GenerationConfig.from_pretrained(str(folder))
+        state = {name: Slice(source, name) for name in source.tensors}
+        made = kind.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)
+    made.config.name_or_path = made.name_or_path = str(source.path)
+    return made
+
+
+def tokenizer(source: Path | Checkpoint) -> Any:
+    """The tokenizer of a Hugging Face folder, or of an open checkpoint."""
+    automatic = _transformers().AutoTokenizer
+    if isinstance(source, Path):
+        return automatic.from_pretrained(str(source))
+    with _beside(source) as folder:
+        return automatic.from_pretrained(str(folder))
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise missing_extra("transformers", "models", "loading a model") from error
+
+
+def _kind(folder: Path) -> tuple[Any, Any]:
+    """The class that the config names, or that of a causal language model; and the config."""
+    transformers = _transformers()
+    config = transformers.AutoConfig.from_pretrained(str(folder))
+    named = getattr(transformers, (config.architectures or [""])[0] or "-", None)
+    return named or transformers.AutoModelForCausalLM, config
+
+
+@contextmanager
+def _beside(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Config and tokenizer in a folder of their own for a while; Refused where there is no config."""
+    found, notes = model_files(checkpoint)
+    if "config.json" not in found:
+        raise Refused(notes[0], where=checkpoint.path, hint="Load it without as_model: a name -> array dictionary.")
+    with tempfile.TemporaryDirectory(prefix="nett-") as folder:
+        for name, content in found.items():
+            (Path(folder) / name).write_bytes(content)
+        yield Path(folder)
+
+
+@final
+class Slice:
+    """One tensor that is read when it is indexed, as transformers takes it from a safetensors file."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        import torch
+
+        info = checkpoint.tensors[name]
+        self._checkpoint, self._name = checkpoint, name
+        self.shape = info.shape
+        self.dtype = getattr(torch, info.dtype.alias)
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return self._checkpoint.tensors[self._name].dtype.name
+
+    def is_floating_point(self) -> bool:
+        return bool(self.dtype.is_floating_point)
+
+    def __getitem__(self, index: Any) -> Any:
+        import torch
+
+        raw = self._checkpoint.read(self._name).view(np.uint8)
+        tensor = torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
+        return tensor if index is Ellipsis else tensor[index]
