@@ -113,8 +113,8 @@ def settings_of(card: Card) -> list[dict[str, Any]]:
         found.append({"scope": "tensor", "tie_policy": "lowest-index"})
     if card.parameter("density") and card.parameter("over"):
         found.append({"over": "ties", "density": 0.37})
-    if card.parameter("rescale"):
-        found.append({"rescale": "l1", "density": 0.3})
+    if rescale := card.parameter("rescale"):
+        found.append({"rescale": "l1" if rescale.choices else True, "density": 0.3})
     return found
 
 
@@ -315,7 +315,7 @@ def any_number_of_threads(card: Card, folder: Path) -> None:
     made = folders(card, folder, make=noise_arrays)
     for number, (chunk, small) in enumerate(((64, 128), (1 << 17, 1 << 21))):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (job, stream, engine):
+            for module in (job, stream):
                 patch.setattr(module, "CHUNK", chunk)
             patch.setattr(stream, "SMALL", small)
             found = []
@@ -357,7 +357,7 @@ def large_models(root: Path) -> dict[str, list[str]]:
     for family, count in (("one", 12), ("four", 48)):
         for model in range(4):
             values = rounded(block + np.float32(0.01) * np.roll(block, 7 * model + 1) * (model > 0), "BF16")
-            tensors = {f"layer.{i}": values for i in range(count)}
+            tensors = {f"layer.{i}": values.reshape(1024, 512) for i in range(count)}
             write_tensors(root / family / f"m{model}" / "model.safetensors", tensors, "BF16")
             found.setdefault(family, []).append(str(root / family / f"m{model}"))
     return found

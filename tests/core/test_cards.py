@@ -66,9 +66,8 @@ def test_everything_is_read_and_nothing_run(tmp_path: Path) -> None:
     (card,) = all_cards(package(tmp_path, good=GOOD))
     assert (card.room, card.name, card.module, card.title) == ("merge", "good", "pack.merge.good", "Good")
     assert (card.papers, card.grain, card.guarantee, card.kind) == (("P01", "P02"), "tensor", "exact", "measure")
-    assert (
-        card.operands == ("base", "tuned") and card.needs == ("base",) and card.identity == {"n": 1} and not card.flat
-    )
+    assert card.operands == ("base", "tuned") and card.needs == ("base",) and card.identity == {"n": 1}
+    assert card.view({}) == "whole"
     assert card.summary == "Does a thing over two lines."
     assert card.sections["Formula"] == "a = b: c" and card.sections["When to use"] == "always."
     n, rate, how, name, folder, flag, must = card.parameters

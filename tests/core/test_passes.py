@@ -117,7 +117,7 @@ def test_advance_stops_where_it_is_not_told() -> None:
 
 
 def test_on_arrays_answers_by_itself() -> None:
-    whole = on_arrays(two_levels, flat=True)
+    whole = on_arrays(two_levels, lambda _: True)
     np.testing.assert_array_equal(whole(np.ones((2, 2), np.float32)), np.full((2, 2), 9))
     assert whole.kernel is two_levels and whole.__name__ == "two_levels"
 
@@ -129,15 +129,15 @@ def test_on_arrays_flattens_and_widens() -> None:
         seen.append((base.shape, base.dtype, [t.dtype for t in tuned]))
         return {"a": base * k, "b*": tuned}
 
-    made = on_arrays(kernel, flat=True)(np.ones((2, 3), np.float16), [np.ones((2, 3), np.float64)], k=2)
+    made = on_arrays(kernel, lambda _: True)(np.ones((2, 3), np.float16), [np.ones((2, 3), np.float64)], k=2)
     assert seen == [((6,), np.float32, [np.float64])]
     assert made["a"].shape == made["b*"][0].shape == (2, 3)
-    on_arrays(kernel, flat=False)(np.ones((2, 3)), [np.ones((2, 3))])
+    on_arrays(kernel, lambda _: False)(np.ones((2, 3)), [np.ones((2, 3))])
     assert seen[-1][0] == (2, 3)
 
 
 def test_on_arrays_refuses_what_does_not_line_up() -> None:
-    whole = on_arrays(lambda base, tuned: base, flat=True)
+    whole = on_arrays(lambda base, tuned: base, lambda _: True)
     with pytest.raises(NettError, match=r"\(3,\) beside \(2,\)"):
         whole(np.ones(2), [np.ones(2), np.ones(3)])
     with pytest.raises(NettError, match="at least one array"):

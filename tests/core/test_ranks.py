@@ -14,7 +14,11 @@ from nett.core.passes import Chunk
 from nett.core.ranks import Extremes, Ranks
 from support.tensors import Array
 
-PLACES = [(0.0, 0), (1e-4, 0), (0.25, 0), (0.5, 0), (0.9, 0), (0.9999, -1), (1.0, -1)]
+SHARES = [(0.0, 0), (1e-4, 0), (0.25, 0), (0.5, 0), (0.9, 0), (0.9999, -1), (1.0, -1)]
+
+
+def places(size: int) -> list[int]:
+    return [int(size * share) + shift for share, shift in SHARES]
 
 
 def answer(values: Array, cuts: list[int], ask: Any) -> Any:
@@ -37,8 +41,8 @@ def test_ranks_are_those_of_a_sort(dtype: Any, data: Any) -> None:
     values = data.draw(hnp.arrays(dtype, st.integers(1, 60), elements=finite | st.sampled_from([0.0, -0.0, 1.0, -1.0])))
     cuts = data.draw(st.lists(st.integers(0, values.size), max_size=4).map(sorted))
     ordered = np.sort(values)
-    expected = [ordered[min(max(int(values.size * share) + shift, 0), values.size - 1)] for share, shift in PLACES]
-    found = answer(values, cuts, lambda v: Ranks(v, PLACES))
+    expected = [ordered[min(max(int(values.size * share) + shift, 0), values.size - 1)] for share, shift in SHARES]
+    found = answer(values, cuts, lambda v: Ranks(v, places))
     np.testing.assert_array_equal(np.array(found, dtype), expected)
     assert answer(values, cuts, Extremes) == (ordered[0], ordered[-1])
 
@@ -48,7 +52,7 @@ def test_known_is_plain_json() -> None:
     import json
 
     values = np.linspace(-3, 3, 1001, dtype=np.float32)
-    ask = Ranks(values, [(0.1, 0), (1.0, -1)])
+    ask = Ranks(values, lambda size: [size // 10, size])
     known, done = ask.settle(None, ask.look(None, None, Chunk("", 0, 0)))
     assert not done
     again = json.loads(json.dumps(known))

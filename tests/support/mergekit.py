@@ -18,6 +18,8 @@ from support.tensors import Array
 FLOAT32, BFLOAT16 = 2.0**-23, 2.0**-7
 # mergekit adds up in float32 here, but rounds the result to the inputs' type before out_dtype; nett does not.
 UNIT = {"linear, bfloat16 as it is": BFLOAT16, "linear, inputs rounded": BFLOAT16}
+# mergekit takes the angles in float32, nett in float64: of rows of four they are off by as much.
+UNIT |= {"model stock": 16 * FLOAT32, "model stock, filter wise": 16 * FLOAT32}
 SHAPE = {"layers": 4, "hidden": 32, "vocab": 96, "inter": 64}
 
 Tensors = dict[str, Array]
@@ -183,5 +185,102 @@ CASES: dict[str, dict[str, Any]] = {
         "base_model": "base",
         "models": [model("a", weight=1), model("b", weight=-0.6), model("c", weight=0.9)],
         "parameters": {"density": 0.4},
+    },
+    "breadcrumbs": {
+        "merge_method": "breadcrumbs",
+        "base_model": "base",
+        "models": [model("a", weight=GRADIENT, density=0.6, gamma=0.1), model("b", weight=0.5, density=0.9)],
+        "parameters": {"lambda": 1.1, "normalize": True, "rescale": True},
+    },
+    "breadcrumbs ties": {
+        "merge_method": "breadcrumbs_ties",
+        "base_model": "base",
+        "models": [
+            model("a", weight=0.5, density=0.7),
+            model("b", weight=0.3, density=[0.9, 0.5]),
+            model("c", weight=1),
+        ],
+        "parameters": {"gamma": 0.05},
+    },
+    "della, all kept": {
+        "merge_method": "della",
+        "base_model": "base",
+        "models": [model("a", weight=0.4), model("b", weight=GRADIENT), model("c", weight=-0.3)],
+    },
+    "della linear, all kept": {
+        "merge_method": "della_linear",
+        "base_model": "base",
+        "models": [model("a", weight=0.4), model("b", weight=GRADIENT, density=1)],
+        "parameters": {"lambda": 0.8, "normalize": [True, False]},
+    },
+    "model stock": {
+        "merge_method": "model_stock",
+        "base_model": "base",
+        "models": [model("a"), model("b"), model("c")],
+    },
+    "model stock, filter wise": {
+        "merge_method": "model_stock",
+        "base_model": "base",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"filter_wise": True},
+    },
+    "nuslerp": {
+        "merge_method": "nuslerp",
+        "models": [model("a", weight=GRADIENT), model("c", weight=0.6)],
+    },
+    "nuslerp, task vectors by row": {
+        "merge_method": "nuslerp",
+        "base_model": "base",
+        "models": [model("a", weight=1), model("b", weight=0.6)],
+        "parameters": {"nuslerp_flatten": False},
+    },
+    "nuslerp, by column": {
+        "merge_method": "nuslerp",
+        "models": [model("a", weight=1), model("c", weight=0.6)],
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
+    "multislerp": {
+        "merge_method": "multislerp",
+        "models": [model("a", weight=0.2), model("b", weight=GRADIENT), model("c", weight=0.7)],
+    },
+    "multislerp, task vectors": {
+        "merge_method": "multislerp",
+        "base_model": "base",
+        "models": [model("a", weight=0.2), model("b", weight=0.3), model("c", weight=0.7)],
+        "parameters": {"normalize_weights": False},
+    },
+    "karcher": {
+        "merge_method": "karcher",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"max_iter": 20, "tol": "1e-9"},
+    },
+    "nearswap": {
+        "merge_method": "nearswap",
+        "base_model": "base",
+        "models": [model("a")],
+        "parameters": {"t": [0.001, 0.01]},
+    },
+    "sce": {
+        "merge_method": "sce",
+        "base_model": "base",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"select_topk": [0.3, 1.0, 0.6]},
+    },
+    "ram": {
+        "merge_method": "ram",
+        "base_model": "base",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"epsilon": 0.01},
+    },
+    "ramplus_tl": {
+        "merge_method": "ramplus_tl",
+        "base_model": "base",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"epsilon": 0.01, "r": 0.3, "alpha": 0.9},
+    },
+    "arcee fusion": {
+        "merge_method": "arcee_fusion",
+        "base_model": "base",
+        "models": [model("a")],
     },
 }

@@ -38,12 +38,12 @@ def warm() -> None:
     rng = np.random.default_rng(0)
     for dtype in ("F32", "BF16"):
         models = [
-            ArraysCheckpoint({"a": rng.normal(size=40).astype(np.float32)}, dtype, name=f"m{i}") for i in range(2)
+            ArraysCheckpoint({"a": rng.normal(size=40).astype(np.float32)}, dtype, name=f"m{i}") for i in range(3)
         ]
         for card in all_cards():
             if card.room == "merge" and card.kind == "reduce" and not card.command:
                 base = models[0] if "base" in card.operands else None
-                merged_in_memory(card, base, models[1:], card.resolve({}))
+                merged_in_memory(card, base, models[1 : 1 + card.mergekit.get("models", 2)], card.resolve({}))
     with tempfile.TemporaryDirectory() as folder:  # and once through files, receipt and report
         paths = [str(Path(folder) / name) for name in ("base", "m1")]
         for path in paths:
@@ -57,7 +57,7 @@ def small_pieces(chunk: int, small: int, mark: int) -> None:
     """Make the engine cut even tiny models into many chunks, and journal often."""
     from nett.merge import engine, job, restoring, stream, verifying
 
-    for module in (job, engine, restoring, stream, verifying):
+    for module in (job, restoring, stream, verifying):
         module.CHUNK = chunk  # type: ignore[attr-defined]
     stream.SMALL = small
     engine.SMALL = small

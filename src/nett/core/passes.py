@@ -106,6 +106,34 @@ class Total(Ask):
 
 @final
 @dataclass(frozen=True)
+class Sum(Ask):
+    """Sums of arrays of one shape over all chunks of a tensor, in float64 and in chunk order."""
+
+    parts: Mapping[str, Array]
+    scope: Scope = field(default="tensor", init=False)
+
+    def foregone(self) -> Any:
+        return None
+
+    def look(self, known: Any, seen: Any, chunk: Chunk) -> Any:
+        return ({} if seen is None else seen) | {chunk.index: dict(self.parts)}
+
+    def join(self, a: Any, b: Any) -> Any:
+        return a | b
+
+    def settle(self, known: Any, seen: Any) -> tuple[Any, bool]:
+        total = {name: np.zeros(part.shape, np.float64) for name, part in self.parts.items()}
+        for index in sorted(seen):
+            for name, part in seen[index].items():
+                total[name] += part
+        return total, True
+
+    def tell(self, known: Any, chunk: Chunk) -> Mapping[str, Array]:
+        return dict(known)
+
+
+@final
+@dataclass(frozen=True)
 class Uniform(Ask):
     """Random numbers in [0, 1), one an element, that depend on seed, stream, tensor and position only."""
 
@@ -200,16 +228,18 @@ def _reshaped(result: Any, shape: tuple[int, ...]) -> Any:
     return result.reshape(shape)
 
 
-def on_arrays(kernel: Callable[..., Any], *, flat: bool) -> Callable[..., Any]:
-    """The kernel as a plain function over whole arrays. ``flat`` kernels are given 1-D arrays and see no shape."""
+def on_arrays(kernel: Callable[..., Any], is_flat: Callable[[Mapping[str, Any]], bool]) -> Callable[..., Any]:
+    """The kernel as a plain function over whole arrays. Where ``is_flat(parameters)``, it is given 1-D arrays and
+    sees no shape."""
 
     @functools.wraps(kernel)
     def plain(*operands: Any, **parameters: Any) -> Any:
         shape = _first_shape(operands)
         for operand in operands:
             for array in operand if isinstance(operand, list | tuple) else [operand]:
-                if array.shape != shape:
+                if array is not None and array.shape != shape:
                     raise NettError(f"arrays differ in shape: {array.shape} beside {shape}")
+        flat = is_flat(parameters)
         given = [as_floats(o) for o in operands] if flat else list(operands)
         result = advance(kernel(*given, **parameters), _answered_alone)
         return _reshaped(result, shape) if flat else result

@@ -7,7 +7,7 @@ narrows it, until every bit is known. Ranks of one question share the readings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -66,14 +66,13 @@ def _value(key: int, width: int) -> float:
 @final
 @dataclass(frozen=True)
 class Ranks(Ask):
-    """The values at some places of the ascending order over a scope.
+    """The values at some places of the ascending order over a scope, as a list of floats.
 
-    A place (share, shift) among d values is the one with index int(d * share) + shift, counted from 0 and kept
-    within 0 and d - 1: (0.5, 0) is the upper median, (1.0, -1) the largest. The answer is a list of floats.
+    ``places`` gives them, counted from 0, for the number of values; what lies outside is taken to the nearest end.
     """
 
     values: Array
-    places: Sequence[tuple[float, int]]
+    places: Callable[[int], Sequence[int]]
     scope: Scope = "tensor"
 
     def foregone(self) -> Any:
@@ -103,7 +102,7 @@ class Ranks(Ask):
     def settle(self, known: Any, seen: Any) -> tuple[Any, bool]:
         if known is None:
             total = int(seen[""].sum())
-            ranks = [min(max(int(total * share) + shift, 0), total - 1) for share, shift in self.places]
+            ranks = [min(max(int(rank), 0), total - 1) for rank in self.places(total)]
             places: list[dict[str, Any]] = [{"rank": rank, "prefix": ""} for rank in ranks]
             left = self._width
         else:

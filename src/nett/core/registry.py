@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, final
 from nett.core.errors import UsageError, did_you_mean
 
 Kind = Literal["reduce", "train", "serve", "measure", "make"]
-Grain = Literal["stream", "tensor", "block", "model", "corpus"]
+Grain = Literal["stream", "rows", "tensor", "block", "model", "corpus"]
+View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
 ROOMS = (
     "merge", "store", "weights", "experts", "adapters", "cache", "tokens", "data", "lake", "code", "graphs",
@@ -161,15 +162,15 @@ class Card:
     hidden: bool = False
     identity: Mapping[str, Any] | None = None  # parameters under which one input comes back unchanged
     symmetric: bool = False  # the order of the models is irrelevant
+    rows_when: Mapping[str, Any] = field(default_factory=dict)  # parameters that make a stream see rows
 
     @property
     def key(self) -> str:
         return f"{self.room}/{self.name}"
 
-    @property
-    def flat(self) -> bool:
-        """Whether the kernel sees flat chunks (grain ``stream``) and not whole tensors."""
-        return self.grain == "stream"
+    def view(self, parameters: Mapping[str, Any]) -> View:
+        """What the kernel sees of a tensor at a time, with these parameters."""
+        return view_of(self.grain, self.rows_when, parameters)
 
     def parameter(self, name: str) -> Parameter | None:
         bare = name.replace("-", "_")
@@ -249,6 +250,7 @@ def method(
     hidden: bool = False,
     identity: Mapping[str, Any] | None = None,
     symmetric: bool = False,
+    rows_when: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Register a kernel. All arguments must be literals, since they are read without running the file.
 
@@ -257,6 +259,7 @@ def method(
     restore: the function of the same file that rebuilds an input from the outputs. command: the function takes the
     user's paths itself. mergekit: how recipes of that tool speak of this method.
     identity: parameters under which one input comes back unchanged. symmetric: the order of the models is irrelevant.
+    rows_when: parameter values, any of which makes a kernel of grain ``stream`` one of grain ``rows``.
     """
 
     def register(kernel: F) -> F:
@@ -264,7 +267,7 @@ def method(
             return kernel
         from nett.core.passes import on_arrays
 
-        whole = on_arrays(kernel, flat=grain == "stream")
+        whole = on_arrays(kernel, lambda parameters: view_of(grain, rows_when or {}, parameters) == "flat")
 
         @functools.wraps(kernel)
         def plain(*operands: Any, **given: Any) -> Any:
@@ -275,6 +278,14 @@ def method(
         return plain  # type: ignore[return-value]
 
     return register
+
+
+def view_of(grain: Grain, rows_when: Mapping[str, Any], parameters: Mapping[str, Any]) -> View:
+    """Grain ``stream``: flat chunks. ``rows``: some indices of the first dimension at a time, in their shape (vectors
+    whole). Anything else: whole tensors."""
+    if grain == "rows" or any(parameters.get(name) == value for name, value in rows_when.items()):
+        return "rows"
+    return "flat" if grain == "stream" else "whole"
 
 
 @functools.cache

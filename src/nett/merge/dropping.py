@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from nett.core.dtypes import Array
-from nett.core.passes import Total, Uniform
+from nett.core.passes import Uniform
+from nett.merge.norms import same_l1
 
 Rescale = Literal["inverse-density", "l1", "none"]
 
@@ -28,13 +27,5 @@ def drop_and_rescale(
     if rescale == "inverse-density":
         return [k * k.dtype.type(1 / p) if 0 < p < 1 else k for k, p in zip(kept, densities, strict=True)]
     if rescale == "l1":
-        parts = {}
-        for i, (delta, k) in enumerate(zip(deltas, kept, strict=True)):
-            parts[f"before{i}"] = float(np.abs(delta).sum(dtype=np.float64))
-            parts[f"after{i}"] = float(np.abs(k).sum(dtype=np.float64))
-        (sums,) = yield [Total(parts)]
-        for i, p in enumerate(densities):
-            before, after = sums[f"before{i}"], sums[f"after{i}"]
-            if p < 1 and before >= 1e-7 and after >= 1e-7:
-                kept[i] = kept[i] * kept[i].dtype.type(before / after)
+        kept = yield from same_l1(deltas, kept)
     return kept

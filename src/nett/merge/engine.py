@@ -24,7 +24,7 @@ from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.core.standing import beyond_measured
-from nett.merge.job import CHUNK, Job, labels_of, plan_tensors
+from nett.merge.job import Job, labels_of, plan_tensors
 from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces, tensor_figures
 from nett.merge.stream import SMALL, Stream
 
@@ -181,7 +181,7 @@ def execute(
 
 def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
     """What the work will take: bytes read and written, peak memory, from headers alone."""
-    largest = max((t.size for t in job.tasks if not t.flat), default=CHUNK)
+    largest = max(t.step for t in job.tasks)
     models = len(job.tuned) + 1
     per_thread = largest * 4 * (3 * models + 4)
     waiting = SMALL * 4 * 2 * threads

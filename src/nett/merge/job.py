@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from nett.core.checkpoint import Checkpoint, TensorInfo
-from nett.core.dtypes import Dtype
+from nett.core.dtypes import Array, Dtype
 from nett.core.errors import Refused
-from nett.core.registry import Card
+from nett.core.registry import Card, View
 
 CHUNK = 1 << 17  # elements: a handful of float32 chunks stay in a core's cache
 
@@ -43,20 +43,34 @@ class TensorTask:
     copied: bool
     first_chunk: int
     size: int
-    flat: bool = True
+    view: View = "flat"  # what the kernel sees of it at a time
 
     @property
     def operands(self) -> tuple[Operand, ...]:
         return (*((self.base,) if self.base else ()), *self.tuned)
 
     @property
+    def step(self) -> int:
+        """Elements in a chunk."""
+        if self.view == "flat":
+            return CHUNK
+        if self.view == "whole" or len(self.shape) < 2 or not self.size:
+            return max(1, self.size)
+        row = self.size // self.shape[0]
+        return max(1, CHUNK // row) * row
+
+    @property
     def chunks(self) -> int:
-        return 1 if not self.flat else max(1, -(-self.size // CHUNK))
+        return max(1, -(-self.size // self.step))
 
     def bounds(self, index: int) -> tuple[int, int]:
-        if not self.flat:
-            return 0, self.size
-        return index * CHUNK, min(self.size, (index + 1) * CHUNK)
+        return index * self.step, min(self.size, (index + 1) * self.step)
+
+    def shaped(self, values: Array) -> Array:
+        """A chunk's flat values as the kernel sees them."""
+        if self.view == "flat":
+            return values
+        return values.reshape(-1, *self.shape[1:]) if len(self.shape) > 1 else values.reshape(self.shape)
 
 
 @final
@@ -159,17 +173,18 @@ def plan_tensors(
         copied = not first.dtype.is_float
         if copied:
             notes.append(f"{name} ({first.dtype.name}) is copied from {models[0].path}")
+        parameters = {} if copied else resolve(name)
         task = TensorTask(
             name=name,
             shape=first.shape,
             dtype=first.dtype if copied or out_dtype is None else out_dtype,
             base=found[0] if base is not None else None,
             tuned=tuple(found[1:] if base is not None else found),
-            parameters={} if copied else resolve(name),
+            parameters=parameters,
             copied=copied,
             first_chunk=chunk,
             size=first.size,
-            flat=card.flat or copied,
+            view="flat" if copied else card.view(parameters),
         )
         chunk += task.chunks
         tasks.append(task)

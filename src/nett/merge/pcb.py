@@ -50,7 +50,7 @@ def pcb(
         return base.copy()
     if variant == "paper":
         scores = yield from _scores_of_the_paper(deltas)
-        cuts = yield [Ranks(s, [(1 - ratio, 0)], "model") for s in scores]
+        cuts = yield [Ranks(s, lambda size: [int(size * (1 - ratio))], "model") for s in scores]
         parts = [(d, s * (s >= cut[0])) for d, s, cut in zip(deltas, scores, cuts, strict=True)]
     else:
         parts = yield from _parts_of_the_code(deltas, ratio)
@@ -97,11 +97,12 @@ def _parts_of_the_code(
     deltas: Sequence[Array], ratio: float
 ) -> Generator[Sequence[Any], list[Any], list[tuple[Array, Array]]]:
     """Clamped task vectors, and the share of each of their entries."""
-    places = [(_CLAMPED, 0), (1 - _CLAMPED, -1)]
-    ends = yield [Ranks(np.abs(d), places, "model") for d in deltas]
+    ends = yield [
+        Ranks(np.abs(d), lambda size: [int(size * _CLAMPED), int(size * (1 - _CLAMPED)) - 1], "model") for d in deltas
+    ]
     total = np.asarray(np.sum(deltas, axis=0, dtype=np.float64))
     scores = [_competing(d, total, low, high, float(len(deltas))) for d, (low, high) in zip(deltas, ends, strict=True)]
-    cuts = yield [Ranks(s, [(1 - ratio, 0), (1.0, -1)], "model") for s in scores]
+    cuts = yield [Ranks(s, lambda size: [int(size * (1 - ratio)), size - 1], "model") for s in scores]
     parts = []
     for delta, score, (low, high), (least, most) in zip(deltas, scores, ends, cuts, strict=True):
         clamped = np.copysign(np.clip(np.abs(delta), low, high), delta) * (delta != 0)

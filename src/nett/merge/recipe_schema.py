@@ -180,7 +180,7 @@ def recipe_model(name: str) -> type[BaseModel]:
     fields = {
         "merge_method": (Literal[spellings], ...),
         "models": (Annotated[list[entry], MinLen(1)], ...),
-        "base_model": (Reference, ...) if words.has_base else (Reference | None, None),
+        "base_model": (Reference, ...) if "base" in card.needs else (Reference | None, None),
         "dtype": (ElementType | None, None),
         "out_dtype": (ElementType | None, None),
         "parameters": (_parameters(words, each_only=False) | None, None),

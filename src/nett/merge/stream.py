@@ -58,12 +58,14 @@ class Stream:
                 where=operand.checkpoint.path,
                 hint="Merging would spread it. Mend or leave out this model.",
             )
-        return values if task.flat else values.reshape(task.shape)
+        return task.shaped(values)
 
     def _operands(self, task: TensorTask, start: int, stop: int, fresh: bool) -> list[Any]:
         tuned = [self._values(o, task, start, stop, fresh) for o in task.tuned]
-        if task.base is None:
+        if "base" not in self.job.card.operands:
             return [tuned]
+        if task.base is None:  # a method that can do without
+            return [None, tuned]
         return [self._values(task.base, task, start, stop, fresh), tuned]
 
     # -- the kernel over one chunk ------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class Stream:
         at = 0
         while at < len(todo):
             end = at
-            while end < len(todo) and (todo[end].size <= SMALL or not todo[end].flat):
+            while end < len(todo) and (todo[end].size <= SMALL or todo[end].view == "whole"):
                 end += 1
             for task, made in zip(todo[at:end], self.pool.ordered(whole, todo[at:end]), strict=True):
                 yield from ((task, index, one) for index, one in enumerate(made))
@@ -255,6 +257,6 @@ def _sample(tasks: Sequence[TensorTask]) -> Iterator[Run]:
 def _runs(tasks: Sequence[TensorTask]) -> Iterator[Run]:
     """Chunks in runs of one thread's work."""
     for task in tasks:
-        step = SMALL // CHUNK if task.flat else 1
+        step = max(1, SMALL // task.step)
         for start in range(0, task.chunks, step):
             yield task, start, min(task.chunks, start + step)
