@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, final
 from nett.core.errors import UsageError, did_you_mean
 
 Kind = Literal["reduce", "train", "serve", "measure", "make"]
-Grain = Literal["stream", "rows", "tensor", "block", "model", "corpus"]
+Grain = Literal["stream", "tensor", "block", "model", "corpus"]
 View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
 ROOMS = (
@@ -162,7 +162,7 @@ class Card:
     hidden: bool = False
     identity: Mapping[str, Any] | None = None  # parameters under which one input comes back unchanged
     symmetric: bool = False  # the order of the models is irrelevant
-    rows_when: Mapping[str, Any] = field(default_factory=dict)  # parameters that make a stream see rows
+    rows: bool | Mapping[str, Any] = False  # a stream of rows, always or with these values of parameters
 
     @property
     def key(self) -> str:
@@ -170,7 +170,7 @@ class Card:
 
     def view(self, parameters: Mapping[str, Any]) -> View:
         """What the kernel sees of a tensor at a time, with these parameters."""
-        return view_of(self.grain, self.rows_when, parameters)
+        return view_of(self.grain, self.rows, parameters)
 
     def parameter(self, name: str) -> Parameter | None:
         bare = name.replace("-", "_")
@@ -250,7 +250,7 @@ def method(
     hidden: bool = False,
     identity: Mapping[str, Any] | None = None,
     symmetric: bool = False,
-    rows_when: Mapping[str, Any] | None = None,
+    rows: bool | Mapping[str, Any] = False,
 ) -> Callable[[F], F]:
     """Register a kernel. All arguments must be literals, since they are read without running the file.
 
@@ -259,7 +259,7 @@ def method(
     restore: the function of the same file that rebuilds an input from the outputs. command: the function takes the
     user's paths itself. mergekit: how recipes of that tool speak of this method.
     identity: parameters under which one input comes back unchanged. symmetric: the order of the models is irrelevant.
-    rows_when: parameter values, any of which makes a kernel of grain ``stream`` one of grain ``rows``.
+    rows: a kernel of grain ``stream`` sees rows, always or where a parameter has one of these values.
     """
 
     def register(kernel: F) -> F:
@@ -267,7 +267,7 @@ def method(
             return kernel
         from nett.core.passes import on_arrays
 
-        whole = on_arrays(kernel, lambda parameters: view_of(grain, rows_when or {}, parameters) == "flat")
+        whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat")
 
         @functools.wraps(kernel)
         def plain(*operands: Any, **given: Any) -> Any:
@@ -280,12 +280,13 @@ def method(
     return register
 
 
-def view_of(grain: Grain, rows_when: Mapping[str, Any], parameters: Mapping[str, Any]) -> View:
-    """Grain ``stream``: flat chunks. ``rows``: some indices of the first dimension at a time, in their shape (vectors
-    whole). Anything else: whole tensors."""
-    if grain == "rows" or any(parameters.get(name) == value for name, value in rows_when.items()):
-        return "rows"
-    return "flat" if grain == "stream" else "whole"
+def view_of(grain: Grain, rows: bool | Mapping[str, Any], parameters: Mapping[str, Any]) -> View:
+    """Grain ``stream``: flat chunks; with ``rows``, some indices of the first dimension at a time, in their shape
+    (vectors whole). Anything else: whole tensors."""
+    if grain != "stream":
+        return "whole"
+    asked = rows if isinstance(rows, bool) else any(parameters.get(name) == value for name, value in rows.items())
+    return "rows" if asked else "flat"
 
 
 @functools.cache

@@ -16,7 +16,7 @@ _QUARTILES = (0.25, 0.5, 0.75)
 _LEAST = 1e-8  # added to probabilities before their ratio
 
 
-@method(title="Arcee Fusion", needs=["base"], grain="rows", mergekit={"models": 1})
+@method(title="Arcee Fusion", needs=["base"], rows=True, mergekit={"models": 1})
 def arcee_fusion(base: Array, tuned: Sequence[Array]) -> Generator[Sequence[Any], list[Any], Array]:
     """Take over the weights whose change is large in a row whose distribution changed much.
 

@@ -16,7 +16,7 @@ from nett.merge.ranked_dropping import drop_by_rank
 @method(
     title="DELLA, linear",
     needs=["base"],
-    grain="rows",
+    rows=True,
     identity={"density": 1.0, "scale": 1.0},
     mergekit={
         "rename": {"lambda": "scale"},

@@ -15,7 +15,7 @@ from nett.merge.norms import combined, gram
 _SINGULAR = 1e-6
 
 
-@method(title="Model Stock", needs=["base"], symmetric=True, rows_when={"filter_wise": True}, mergekit={"ignored": []})
+@method(title="Model Stock", needs=["base"], symmetric=True, rows={"filter_wise": True}, mergekit={"ignored": []})
 def model_stock(
     base: Array, tuned: Sequence[Array], *, filter_wise: bool = False
 ) -> Generator[Sequence[Any], list[Any], Array]:

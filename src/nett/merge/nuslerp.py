@@ -20,7 +20,7 @@ _COLLINEAR = 1e-16  # of sin(theta)^2
 
 @method(
     title="NuSLERP",
-    rows_when={"flatten": False},
+    rows={"flatten": False},
     mergekit={
         "rename": {"nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"},
         "required": ["weight"],

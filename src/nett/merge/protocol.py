@@ -2,8 +2,8 @@
 
 A merge is a pure kernel ``method(base, tuned, *, parameters) -> merged`` (without ``base`` where it needs none).
 ``base`` is an array (or None, where the card's ``needs`` do not name it and no base is given), ``tuned`` a sequence
-of arrays of the same shape, in the order given. Kernels of grain ``stream`` see flat float32 (or float64) chunks; of
-grain ``rows``, some rows at a time in their shape; of grain ``tensor``, whole tensors. A kernel that must know
+of arrays of the same shape, in the order given. Kernels of grain ``stream`` see flat float32 (or float64) chunks,
+those of ``rows`` some rows at a time in their shape; of grain ``tensor``, whole tensors. A kernel that must know
 something of the whole tensor or model yields asks (:mod:`nett.core.passes`).
 
 What it returns is one array, or a mapping from the names in the card's ``outputs`` to arrays: ``name`` holds one
