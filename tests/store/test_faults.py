@@ -542,6 +542,42 @@ def test_a_damaged_base_is_no_obstacle(tmp_path: Path, models: Models) -> None:
     assert bytes_of(tmp_path / "out") == bytes_of(models["m1"])
 
 
+@pytest.mark.parametrize("kind", ["plain", "difference", "text"])
+def test_any_flipped_bit_of_an_object(tmp_path: Path, models: Models, kind: str) -> None:
+    """Bits of header and body: an error of nett's own, or the bytes that were stored; never others, never a crash."""
+    store = tmp_path / "store"
+    add([str(m) for m in models.values()], into=str(store))
+    with Library.open(store) as library:
+        digests = sorted(set().union(*(m.objects for m in library.models())))
+        opened = [library.opened(d) for d in digests]
+        forms = {"plain": "rotated plain", "difference": "difference xor folded packed", "text": "text"}[kind]
+        one = next(
+            o for o in opened if (o.base is not None) == (kind == "difference") and (o.mode.form in forms or o.base)
+        )
+        right = library.read(one.digest, 0, one.nbytes).tobytes()
+        path, nbytes, digest = one.path, one.nbytes, one.digest
+    blob = path.read_bytes()
+    header = 8 + int.from_bytes(blob[:8], "little")
+    chance = random.Random(kind)
+    places = [(at, bit) for at in range(header) for bit in range(8)]
+    places = chance.sample(places, min(300, len(places))) + [
+        (chance.randrange(header, len(blob)), chance.randrange(8)) for _ in range(60)
+    ]
+    refused = 0
+    for at, bit in places:
+        flipped = bytearray(blob)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(bytes(flipped))
+        with Library.open(store) as library:
+            try:
+                assert library.read(digest, 0, nbytes).tobytes() == right
+            except NettError:
+                refused += 1
+    assert refused > 0.5 * len(places)
+    path.write_bytes(blob)
+    whole(store, models, set(models), tmp_path / "out")
+
+
 def test_a_flipped_record(tmp_path: Path, models: Models) -> None:
     """Any bit of a model's record: refused, or the model is the same; and the model can be taken out and added again."""
     store = tmp_path / "store"

@@ -68,9 +68,7 @@ class StoredObject:
                 )  # fmt: skip
             self.nbytes, self.depth = int(metadata["bytes"]), int(metadata["depth"])
             self.mode, self.base = Mode.of(metadata["mode"]), metadata["base"] or None
-            self._rows: list[tuple[str, list[int], int]] = [
-                (c, list(n), k) for c, n, k in json.loads(metadata["blocks"])
-            ]
+            self._rows = _rows(json.loads(metadata["blocks"]), self.nbytes)
             self._check = "crc32" if version == 1 else "xxh3"
             self._start = tensors["planes"].offset
         except (KeyError, ValueError, TypeError) as error:
@@ -81,6 +79,8 @@ class StoredObject:
             self._starts.append(at)
             at += sum(lengths)
         self.end = at  # where the file ends
+        if self.end > self.path.stat().st_size:
+            raise ProofFailed("is shorter than its header says", where=self.path)
         self._reader = FileReader(self.path)
 
     def __len__(self) -> int:
@@ -100,8 +100,9 @@ class StoredObject:
         """Fill ``out`` with block ``index``; ``base`` is the same block of the base, where there is one."""
         try:
             decode_block(self.coded(index), self.mode, out, base)
-        except NettError as error:
-            raise ProofFailed(f"block {index} of {len(self)}: {error.what}", where=self.path) from error
+        except (NettError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what damage comes to
+            what = error.what if isinstance(error, NettError) else f"its planes do not fit together: {error}"
+            raise ProofFailed(f"block {index} of {len(self)}: {what}", where=self.path) from error
 
     def close(self) -> None:
         self._reader.close()
@@ -109,6 +110,18 @@ class StoredObject:
     def __del__(self) -> None:
         if hasattr(self, "_reader"):
             self._reader.close()
+
+
+def _rows(told: Any, nbytes: int) -> list[tuple[str, list[int], int]]:
+    """(coders, lengths, sum) of each block of an object of ``nbytes`` bytes; ValueError where they are none."""
+    found = [(coders, list(lengths), check) for coders, lengths, check in told]
+    for coders, lengths, check in found:
+        whole = all(type(n) is int and n >= 0 for n in lengths) and type(check) is int and isinstance(coders, str)
+        if not whole:
+            raise ValueError("a block is told by other than coders, lengths and a sum")
+    if nbytes < 0 or len(found) != -(-nbytes // BLOCK):
+        raise ValueError(f"{len(found)} blocks do not hold {nbytes} bytes")
+    return found
 
 
 def write_object(

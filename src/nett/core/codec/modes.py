@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import final, get_args
 
 from nett.core.codec import grid
 from nett.core.codec.coders import code, entropy
@@ -45,7 +45,10 @@ class Mode:
             name, _, width = text.removeprefix("grid:").rpartition(":")
             grid.from_name(name)
             return cls(int(width), "grid", name)
-        return cls(int(text[-1]), text[:-1])  # type: ignore[arg-type]
+        size, form = int(text[-1:]), text[:-1]
+        if size < 1 or form not in get_args(Form) or form == "grid":
+            raise ValueError(f"{text!r} is no mode")
+        return cls(size, form)  # type: ignore[arg-type]
 
 
 def estimated_bits(raw: Array, mode: Mode, base: Array | None = None) -> float:
