@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import make_cold, spend
 from benchmarks.scan.make_disk import KINDS, SHAPES, Shape, write_disk
 
 from nett.core.bench import Figure, Outcome, Series
+from nett.scan.disk import sample
 from nett.scan.disk.engine import run_disk
 from nett.scan.disk.sample import Depth
 
@@ -29,12 +31,17 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     words = shlex.split(command)
     spend(words, work)  # compiles what numba compiles once
     record = json.loads((work / "disk.json").read_text())
-    warm = [spend(words, work) for _ in range(1 if pico else 5)]
+    warm, load = [], []
+    for _ in range(1 if pico else 5):
+        load.append(os.getloadavg()[0])
+        warm.append(spend(words, work))
+        say(f"{warm[-1].wall:.1f} s, {warm[-1].cpu:.1f} s of CPU, load {load[-1]:.1f}")
     files = [f for f in (work / "disk").rglob("*") if f.is_file()]
     cold = []
     for _ in range(1 if pico else 3):
         make_cold(files)
         cold.append(spend(words, work))
+        say(f"out of the cache: {cold[-1].wall:.1f} s")
     said = (
         f"{record['models']:,} models in {len(record['assets']):,} files, {record['bytes'] / 1e12:.2f} TB nominal, sparse;"
         f" {100 * depth.layers:.0f} % of the layers sampled, {record['families']:,} families of fine-tunes found"
@@ -42,7 +49,7 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     dense = _dense(work / "dense", say, pico, depth)
     return Outcome(
         [
-            Figure("estimate, wall time", _series(command, "s", [s.wall for s in warm]), bar=10.0, note=said),
+            Figure("estimate, wall time", _series(command, "s", [s.wall for s in warm], load), bar=10.0, note=said),
             Figure("estimate, CPU time", _series(command, "s", [s.cpu for s in warm])),
             Figure(
                 "estimate, wall time, pages out of the cache",
@@ -59,18 +66,20 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     )
 
 
-def _series(command: str, unit: str, runs: list[float]) -> Series:
-    return Series("nett scan", unit, runs, command=command)
+def _series(command: str, unit: str, runs: Sequence[float], load: Sequence[float] = ()) -> Series:
+    return Series("nett scan", unit, runs, load, command)
 
 
 def _made(folder: Path, count: int, say: Say, *, shapes: tuple[Shape, ...], dense: bool) -> Depth:
-    """The bed, kept for the next run."""
-    done = folder.with_suffix(".json")
-    if not done.exists():
+    """The bed, kept for the next run that looks at the same places."""
+    done = folder.with_suffix(".depth")
+    looks = [sample.BUDGET, sample.LEAST, sample.PAGE, *sample.places(1 << 24, 4)]
+    if not done.exists() or (known := json.loads(done.read_text()))["looks"] != looks:
         shutil.rmtree(folder, ignore_errors=True)
         depth = write_disk(folder, count, say, shapes=shapes, dense=dense)
-        done.write_text(json.dumps([depth.layers, depth.pages]))
-    return Depth(*json.loads(done.read_text()))
+        known = {"looks": looks, "depth": [depth.layers, depth.pages]}
+        done.write_text(json.dumps(known))
+    return Depth(*known["depth"])
 
 
 def _dense(folder: Path, say: Say, pico: bool, depth: Depth) -> list[Figure]:

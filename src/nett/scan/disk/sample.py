@@ -21,11 +21,12 @@ from nett.scan.disk.items import Item
 from nett.scan.disk.layout import Layout
 
 PAGE = 4096
-BUDGET = 200_000  # pages of all files together; a page takes some microseconds, or a move of a disk's head
+BUDGET = 60_000  # tensors of all files together: each takes some microseconds, or a tenth of a millisecond of a disk
 LEAST = 12  # tensors of a model, where the budget is small
 CODED = 6  # pages of a file from which entropies are estimated
 ANCHORS = 6  # tensors by whose signs a base is found
 BATCH = 1 << 22  # bytes of pages in memory
+_NOW = getattr(os, "RWF_NOWAIT", 0)
 _GOLDEN = 0.6180339887498949
 
 
@@ -42,7 +43,7 @@ class Depth:
         """As deep as the budget allows, for one layout a file."""
         given = list(layouts)
         total = sum(len(one.names) for one in given)
-        pages = next((p for p in (4, 2) if total * p <= BUDGET), 1)
+        pages = next((p for p in (4, 2) if total * p * 2 <= BUDGET), 1)
         least = LEAST * len(given) / total if total else 1.0
         return cls(min(1.0, max(BUDGET / total if total else 1.0, least)), pages)
 
@@ -143,10 +144,7 @@ def read_pages(items: Sequence[Item], sample: Sample, memory: Array | None = Non
         try:
             fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                for k, offset in enumerate(wanted):
-                    view = rows[k * sample.page : (k + 1) * sample.page]
-                    if os.preadv(fd, [view], item.start + offset) != sample.page:
-                        raise OSError(0, "became shorter while it was being read")
+                _fill(fd, rows, item.start, wanted, sample.page)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -154,6 +152,24 @@ def read_pages(items: Sequence[Item], sample: Sample, memory: Array | None = Non
             continue
         read.append(item)
     return read, out[: len(read)]
+
+
+def _fill(fd: int, rows: memoryview, start: int, offsets: Sequence[int], page: int) -> None:
+    """Read a file's pages; as soon as one is not in the cache, the disk is told of all that follow."""
+    told = False
+    for k, offset in enumerate(offsets):
+        view = rows[k * page : (k + 1) * page]
+        try:
+            got = 0 if told else os.preadv(fd, [view], start + offset, _NOW)
+        except OSError:  # not in the cache, or the file system cannot tell
+            got = 0
+        if got != page:
+            if not told:
+                told = True
+                for later in offsets[k:]:
+                    os.posix_fadvise(fd, start + later, page, os.POSIX_FADV_WILLNEED)
+            if os.preadv(fd, [view], start + offset) != page:
+                raise OSError(0, "became shorter while it was being read")
 
 
 def batches(items: Sequence[Item], depth: Depth) -> Iterator[tuple[Sample, list[Item]]]:
