@@ -17,7 +17,8 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.scan.disk.alike import Twin
 from nett.scan.disk.evidence import Evidence
-from nett.scan.disk.families import WORTH, Unit
+from nett.scan.disk.models import Unit
+from nett.scan.disk.steps import WORTH
 
 SURE = 1.959963984540054  # standard deviations: 95 %
 

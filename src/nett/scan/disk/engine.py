@@ -19,11 +19,12 @@ from nett.scan.disk.account import Amount, codings, in_order, together
 from nett.scan.disk.alike import equal_files, permuted, twins
 from nett.scan.disk.evidence import Evidence, gather
 from nett.scan.disk.exact import read_all, read_deltas
-from nett.scan.disk.families import find_families, units
+from nett.scan.disk.families import find_families
 from nett.scan.disk.findings import Found
 from nett.scan.disk.items import Item, Survey
 from nett.scan.disk.layout import Layouts
 from nett.scan.disk.links import Links, without_shared_blocks
+from nett.scan.disk.models import units
 from nett.scan.disk.places import Place, given_places, known_places
 from nett.scan.disk.sample import Depth
 from nett.scan.disk.walk import survey

@@ -18,8 +18,8 @@ from nett.core.progress import report
 from nett.core.runner import Pool
 from nett.scan.disk.entropy import count, forms, share, widths
 from nett.scan.disk.evidence import Evidence, unpermuted
-from nett.scan.disk.families import Unit
 from nett.scan.disk.grids import dtype_of, of_tensor
+from nett.scan.disk.models import Unit
 
 
 @final
