@@ -33,6 +33,7 @@ claims: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/nett bench merge
 	$(BIN)/nett bench scan
+	$(BIN)/nett bench store  # git-lfs is needed for its comparison with git-theta
 
 clean:
 	rm -rf .venv demo-out

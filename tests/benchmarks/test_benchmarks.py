@@ -50,8 +50,8 @@ RECORD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_there_are_benchmarks_of_both_rooms() -> None:
-    assert {"merge/ties", "scan/checkpoint"} <= set(BENCHES)
+def test_there_are_benchmarks_of_the_rooms() -> None:
+    assert {"merge/ties", "scan/checkpoint", "store/sizes", "store/speed"} <= set(BENCHES)
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
