@@ -94,7 +94,7 @@ def _against_zipnn(file: Path, interpreter: Path, times: int, say: Say) -> list[
     def of(name: str, key: str, unit: str) -> Series:
         return Series(name, unit, [one[key] for one in found[name]], series[name].load, commands[name])
 
-    note = "the whole file in memory; sums of the blocks, choice of coders and allocation included"
+    note = "from memory to memory, the second time in a process; sums, choice of coders and allocation included"
     figures = [
         Figure("ordinary bfloat16 file, size", of("nett", "bytes", "bytes"), of("zipnn", "bytes", "bytes"), bar=1.01)
     ]
