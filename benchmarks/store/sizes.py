@@ -21,6 +21,14 @@ from nett.store.objects import object_path
 TITLE = "bytes of the store on a bed of real models"
 ADD = "nett store add MODEL... --into store"
 EACH = ("zipnn", "zstd", "bigsmall")  # the workers that take a file
+COMMANDS = {
+    "zipnn": "ZipNN(input_format='byte', bytearray_dtype=...), the better of bfloat16 and float32",
+    "bigsmall": "bigsmall compress FILE --storage",
+    "best peer per file": "the smallest of zipnn, bigsmall, zstd -1, -3, -19 and the file itself",
+    "hf-xet": "XetSession().new_upload_commit(endpoint='local://DIR'), all files",
+    "git-theta": "git theta add model.bin && git commit, once a model; bytes of .git",
+    "entropy of their planes": "benchmarks/store/entropy.py: plain NumPy from the formula",
+}
 Say = Callable[[str], None]
 
 
@@ -137,4 +145,5 @@ def bytes_of(store: Path, names: Iterable[str]) -> tuple[dict[str, int], list[st
 
 
 def _figure(what: str, ours: float, theirs: float, peer: str, bar: float | None = None, note: str = "") -> Figure:
-    return Figure(what, Series("nett", "bytes", [ours], command=ADD), Series(peer, "bytes", [theirs]), bar, note=note)
+    other = Series(peer, "bytes", [theirs], command=COMMANDS.get(peer, f"{peer} on every file by itself"))
+    return Figure(what, Series("nett", "bytes", [ours], command=ADD), other, bar, note=note)
