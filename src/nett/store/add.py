@@ -15,7 +15,7 @@ from nett.core.registry import Between, method
 if TYPE_CHECKING:
     from nett.core.runner import Pool
     from nett.store.draft import Draft
-    from nett.store.library import Library, Part
+    from nett.store.library import Library
     from nett.store.planning import Known
 
 
@@ -60,6 +60,7 @@ def add(
     from nett.store.planning import choose_bases, in_order
     from nett.store.stored import stored_units
     from nett.store.units import model_of
+    from nett.store.writing import write_lacking
 
     if not assets:
         raise UsageError("name at least one model", where="store/add", hint="nett store add MODEL --into STORE")
@@ -99,7 +100,9 @@ def add(
             waiting = {d.name: Waiting(d, {k.name for k in known if model_of(k.name) == d.name}) for d in fresh}
             for unit in in_order([k.name for k in known], bases):
                 at = waiting[model_of(unit)]
-                at.written += _write(library, at.draft, grounds[unit], grounds.get(bases.get(unit, ""), {}), pool)
+                at.written += write_lacking(
+                    library, at.draft, grounds[unit], grounds.get(bases.get(unit, ""), {}), pool
+                )
                 at.units.discard(unit)
                 if not at.units:
                     added.append(_finish(library, at, bases, max_restore_seconds, pool))
@@ -196,55 +199,18 @@ class Waiting:
     done: bool = False
 
 
-def _write(library: Library, draft: Draft, tensors: Mapping[str, Part], ground: Mapping[str, Part], pool: Pool) -> int:
-    """Write the objects of some tensors that the store lacks, as differences to ``ground``; returns their bytes."""
-    from nett.core.errors import ProofFailed
-    from nett.core.progress import report
-    from nett.store.checking import intact
-    from nett.store.coding import coding
-    from nett.store.objects import write_object
-
-    names: dict[str, str] = {}
-    for name, part in tensors.items():
-        names.setdefault(part.object, name)
-
-    def write(digest: str, ground: Part | None) -> int:
-        piece = draft.pieces[digest]
-        mode, held = coding(library, piece, ground)
-        reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
-        stored = write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
-        library.forget(digest)
-        return stored
-
-    def one(digest: str) -> int:
-        there = library.has(digest)
-        if there and intact(library, digest):
-            return 0
-        if there:  # damaged, and others may rest on it: it must not come to rest on them
-            return write(digest, None)
-        try:
-            return write(digest, ground.get(names[digest]))
-        except ProofFailed:  # the base is damaged
-            return write(digest, None)
-
-    written = 0
-    for digest, stored in zip(names, pool.ordered(one, names), strict=True):
-        written += stored
-        report.step(draft.pieces[digest].nbytes)
-    return written
-
-
 def _finish(
     library: Library, one: Waiting, bases: Mapping[str, str], seconds: float | None, pool: Pool
 ) -> dict[str, Any]:
     """Write what is no unit's tensor, then the model."""
     from nett.store.library import Model, Part
     from nett.store.units import model_of
+    from nett.store.writing import write_lacking
 
     draft = one.draft
     done = {part.object for unit in draft.units for part in unit.tensors.values()}
     rest = {d: Part(d, piece.nbytes) for d, piece in draft.pieces.items() if d not in done}
-    one.written += _write(library, draft, rest, {}, pool)
+    one.written += write_lacking(library, draft, rest, {}, pool)
     one.done = True
     mine = {u.name: bases[u.name] for u in draft.units if u.name in bases}
     base = next((model_of(b) for b in mine.values() if model_of(b) != draft.name), None)
