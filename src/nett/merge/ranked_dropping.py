@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from nett.core.dtypes import Array
 from nett.core.errors import UsageError
 from nett.core.passes import Uniform
+from nett.merge.dropping import Rescale
 from nett.merge.norms import same_l1
 
 _BLOCK = 1 << 16  # entries that are ranked at a time
-Rescale = Literal["inverse-density", "l1", "none"]
 
 
 def drop_by_rank(

@@ -142,9 +142,13 @@ class Library:
     @classmethod
     def open(cls, root: Path) -> Library:
         """The store in a folder; Refused where there is none, or one of a newer format."""
+        made = "Make one: nett store add MODEL --into STORE"
+        if not (root / receipts.NAME).is_file():
+            what = f"is not a store (it holds no {receipts.NAME})" if root.exists() else "there is no such store"
+            raise Refused(what, where=root, hint=made)
         found = receipts.read_receipt(root)
         if found["room"] != "store" or "store_format" not in found:
-            raise Refused("is not a store", where=root, hint="Make one: nett store add MODEL --into STORE")
+            raise Refused("is not a store", where=root, hint=made)
         if type(found["store_format"]) is not int or found["store_format"] < 1:
             raise ProofFailed(
                 f"is not a receipt of a store: store_format {found['store_format']!r}", where=root / receipts.NAME
