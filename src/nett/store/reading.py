@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
@@ -35,11 +37,12 @@ class StoredCheckpoint(Checkpoint):
         self.tensors: dict[str, TensorInfo] = {}
         self._parts: dict[str, list[tuple[int, Part]]] = {}
         for file in files:
+            starts = _starts(file)
             for info in _infos(library, file):
                 if info.name in self.tensors:
                     raise Refused(f"tensor {info.name!r} also stands in another file", where=self.path / file.path)
                 self.tensors[info.name] = replace(info, file=None, offset=-1)
-                self._parts[info.name] = _within(file, info.offset, info.nbytes)
+                self._parts[info.name] = _within(file, starts, info.offset, info.nbytes)
 
     @property
     def name(self) -> str:
@@ -144,17 +147,24 @@ def _infos(library: Library, file: StoredFile) -> list[TensorInfo]:
     return list(tensors.values())
 
 
-def _within(file: StoredFile, offset: int, nbytes: int) -> list[tuple[int, Part]]:
+def _starts(file: StoredFile) -> list[int]:
+    """Where each part of a file begins."""
+    return list(accumulate((part.nbytes for part in file.parts), initial=0))[:-1]
+
+
+def _within(file: StoredFile, starts: Sequence[int], offset: int, nbytes: int) -> list[tuple[int, Part]]:
     """The parts of a file that hold ``offset:offset + nbytes``, each cut to that: (offset in its object, part)."""
-    found, at = [], 0
-    for part in file.parts:
+    found = []
+    for k in range(max(0, bisect_right(starts, offset) - 1), len(starts)):
+        part, at = file.parts[k], starts[k]
+        if at >= offset + nbytes:
+            break
         first, last = max(offset, at), min(offset + nbytes, at + part.nbytes)
         if first < last:
             found.append((part.offset + first - at, replace(part, nbytes=last - first)))
-        at += part.nbytes
     return found
 
 
 def _bytes(library: Library, file: StoredFile, offset: int, nbytes: int) -> bytes:
-    pieces = [library.read(part.object, at, part.nbytes) for at, part in _within(file, offset, nbytes)]
-    return b"".join(p.tobytes() for p in pieces)
+    parts = _within(file, _starts(file), offset, nbytes)
+    return b"".join(library.read(part.object, at, part.nbytes).tobytes() for at, part in parts)

@@ -87,8 +87,7 @@ def decode(letters: str, coded: Sequence[Any], name: str, out: Array) -> None:
     for k, head in enumerate(scales):
         from_planes(heads[k * width : (k + 1) * width], width, "rotated", None, head.view(np.uint8))
     mins = scales[1] if grid.minimum else None
-    values = unpack(Packed(grid, dtype, codes.view(np.uint8 if grid.minimum else np.int8), scales[0], mins))
-    out[:] = values.view(np.uint8)
+    unpack(Packed(grid, dtype, codes.view(np.uint8 if grid.minimum else np.int8), scales[0], mins), out.view(dtype.raw))
 
 
 def _planes(letters: str, coded: Sequence[Any], sizes: Sequence[int]) -> list[Array]:

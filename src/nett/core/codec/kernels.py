@@ -1,7 +1,8 @@
 """Loops over elements: between numbers of 2 or 4 bytes and their byte planes, every step fused into one pass.
 
-Branch-free and in 32 bits, so that the compiler turns them into vector code: four to forty GB/s a core, against one
-and a half with branches or in 64 bits. What overflows is cut off by the type that is stored.
+Branch-free and in at most 32 bits, so that the compiler turns them into vector code: four to forty GB/s a core,
+against one and a half with branches or in 64 bits. What overflows is cut off by the type that is stored. Differences
+take and give signed numbers, and cut every step to their width: that is three times as many at once.
 """
 
 from __future__ import annotations
@@ -42,27 +43,25 @@ def join_rotated2(low: Array, high: Array, out: Array) -> None:
 
 @jit
 def split_difference2(x: Array, base: Array, low: Array, high: Array) -> None:
-    one, top, sign, rest = np.uint32(1), np.uint32(15), np.uint32(0x8000), np.uint32(0x7FFF)
+    top, rest = np.int16(15), np.int16(0x7FFF)
     for i in range(x.size):
-        a, b = np.uint32(x[i]), np.uint32(base[i])
-        a ^= sign | ((a >> top) * rest)
-        b ^= sign | ((b >> top) * rest)
-        d = a - b
-        z = (d << one) ^ (((d >> top) & one) * np.uint32(0xFFFF))
+        a, b = x[i], base[i]
+        a = np.int16(a ^ np.int16((a >> top) & rest))
+        b = np.int16(b ^ np.int16((b >> top) & rest))
+        d = np.int16(a - b)
+        z = np.int16(np.int16(d << np.int16(1)) ^ np.int16(d >> top))
         low[i] = np.uint8(z)
-        high[i] = np.uint8(z >> np.uint32(8))
+        high[i] = np.uint8(np.int16(z >> np.int16(8)))
 
 
 @jit
 def join_difference2(low: Array, high: Array, base: Array, out: Array) -> None:
-    one, top, sign, rest = np.uint32(1), np.uint32(15), np.uint32(0x8000), np.uint32(0x7FFF)
+    one, top, rest = np.int16(1), np.int16(15), np.int16(0x7FFF)
     for i in range(out.size):
-        z = np.uint32(low[i]) | (np.uint32(high[i]) << np.uint32(8))
-        d = (z >> one) ^ ((z & one) * np.uint32(0xFFFF))
-        b = np.uint32(base[i])
-        b ^= sign | ((b >> top) * rest)
-        a = b + d
-        out[i] = np.uint16(a ^ (sign | ((((a >> top) & one) ^ one) * rest)))
+        z = np.int16(np.int16(low[i]) | np.int16(np.int16(high[i]) << np.int16(8)))
+        b = np.int16(base[i] ^ np.int16((base[i] >> top) & rest))
+        a = np.int16(b + np.int16(np.int16(np.int16(z >> one) & rest) ^ np.int16(-(z & one))))
+        out[i] = np.int16(a ^ np.int16((a >> top) & rest))
 
 
 @jit
@@ -102,30 +101,29 @@ def join_rotated4(p: Array, q: Array, r: Array, s: Array, out: Array) -> None:
 
 @jit
 def split_difference4(x: Array, base: Array, p: Array, q: Array, r: Array, s: Array) -> None:
-    one, top, sign, rest = np.uint32(1), np.uint32(31), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+    top, rest = np.int32(31), np.int32(0x7FFFFFFF)
     for i in range(x.size):
-        a, b = np.uint32(x[i]), np.uint32(base[i])
-        a ^= sign | ((a >> top) * rest)
-        b ^= sign | ((b >> top) * rest)
-        d = a - b
-        z = (d << one) ^ (((d >> top) & one) * np.uint32(0xFFFFFFFF))
+        a, b = x[i], base[i]
+        a = np.int32(a ^ np.int32((a >> top) & rest))
+        b = np.int32(b ^ np.int32((b >> top) & rest))
+        d = np.int32(a - b)
+        z = np.int32(np.int32(d << np.int32(1)) ^ np.int32(d >> top))
         p[i] = np.uint8(z)
-        q[i] = np.uint8(z >> np.uint32(8))
-        r[i] = np.uint8(z >> np.uint32(16))
-        s[i] = np.uint8(z >> np.uint32(24))
+        q[i] = np.uint8(np.int32(z >> np.int32(8)))
+        r[i] = np.uint8(np.int32(z >> np.int32(16)))
+        s[i] = np.uint8(np.int32(z >> np.int32(24)))
 
 
 @jit
 def join_difference4(p: Array, q: Array, r: Array, s: Array, base: Array, out: Array) -> None:
-    one, top, sign, rest = np.uint32(1), np.uint32(31), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+    one, top, rest = np.int32(1), np.int32(31), np.int32(0x7FFFFFFF)
     for i in range(out.size):
-        high = (np.uint32(r[i]) << np.uint32(16)) | (np.uint32(s[i]) << np.uint32(24))
-        z = np.uint32(p[i]) | (np.uint32(q[i]) << np.uint32(8)) | high
-        d = (z >> one) ^ ((z & one) * np.uint32(0xFFFFFFFF))
-        b = np.uint32(base[i])
-        b ^= sign | ((b >> top) * rest)
-        a = b + d
-        out[i] = np.uint32(a ^ (sign | ((((a >> top) & one) ^ one) * rest)))
+        low = np.int32(np.int32(p[i]) | np.int32(np.int32(q[i]) << np.int32(8)))
+        high = np.int32(np.int32(np.int32(r[i]) << np.int32(16)) | np.int32(np.int32(s[i]) << np.int32(24)))
+        z = np.int32(low | high)
+        b = np.int32(base[i] ^ np.int32((base[i] >> top) & rest))
+        a = np.int32(b + np.int32(np.int32(np.int32(z >> one) & rest) ^ np.int32(-(z & one))))
+        out[i] = np.int32(a ^ np.int32((a >> top) & rest))
 
 
 @jit
@@ -162,93 +160,3 @@ def undo_difference(z: Array, base: Array, bits: int, out: Array) -> None:
         b ^= sign | ((b >> top) * rest)
         a = b + d
         out[i] = a ^ (sign | ((((a >> top) & one) ^ one) * rest))
-
-
-@jit
-def gather_rare(low: Array, high: Array, limit: int, small: Array, rare_low: Array, rare_high: Array) -> int:
-    """``small``: the number of two bytes where it is below ``limit``, else ``limit``, and the number goes to the
-    rare ones, which have room for one more than all. Returns how many those are."""
-    for i in range(low.size):
-        large = (high[i] > 0) | (low[i] > limit)
-        small[i] = np.uint8(limit) if large else low[i]
-    count = 0
-    for i in range(low.size):  # written always, kept if it is rare: no branch to guess
-        rare_low[count] = low[i]
-        rare_high[count] = high[i]
-        count += small[i] == limit
-    return count
-
-
-@jit
-def find_rare(small: Array, limit: int, places: Array) -> int:
-    """Where ``small`` is ``limit``: ``places`` has room for one more than all. Returns how many there are."""
-    count = np.uint64(0)
-    for i in range(small.size):  # no branch here either: to guess one wrong takes longer than ten such steps
-        places[count] = i
-        count += np.uint64(small[i] == limit)
-    return int(count)
-
-
-@jit
-def put_rare(places: Array, rare_low: Array, rare_high: Array, low: Array, high: Array) -> None:
-    """Write the rare numbers to their places."""
-    for i in range(places.size):
-        low[places[i]] = rare_low[i]
-        high[places[i]] = rare_high[i]
-
-
-@jit
-def pack2(small: Array, packed: Array) -> None:
-    """Two numbers below 16 a byte."""
-    for i in range(packed.size):
-        packed[i] = small[2 * i] | (small[2 * i + 1] << np.uint8(4))
-
-
-@jit
-def pack4(small: Array, packed: Array) -> None:
-    """Four numbers below 4 a byte."""
-    for i in range(packed.size):
-        low = small[4 * i] | (small[4 * i + 1] << np.uint8(2))
-        packed[i] = low | (small[4 * i + 2] << np.uint8(4)) | (small[4 * i + 3] << np.uint8(6))
-
-
-@jit
-def unpack2(packed: Array, small: Array) -> None:
-    for i in range(packed.size):
-        v = packed[i]
-        small[2 * i] = v & np.uint8(15)
-        small[2 * i + 1] = v >> np.uint8(4)
-
-
-@jit
-def unpack4(packed: Array, small: Array) -> None:
-    for i in range(packed.size):
-        v = packed[i]
-        small[4 * i] = v & np.uint8(3)
-        small[4 * i + 1] = (v >> np.uint8(2)) & np.uint8(3)
-        small[4 * i + 2] = (v >> np.uint8(4)) & np.uint8(3)
-        small[4 * i + 3] = v >> np.uint8(6)
-
-
-@jit
-def count_full2(packed: Array) -> int:
-    """How many of the numbers of 4 bits have all their bits set."""
-    count = 0
-    for i in range(packed.size):
-        v = np.uint32(packed[i])
-        v &= v >> np.uint32(1)
-        v &= v >> np.uint32(2)
-        count += int((v & np.uint32(1)) + ((v >> np.uint32(4)) & np.uint32(1)))
-    return count
-
-
-@jit
-def count_full4(packed: Array) -> int:
-    """How many of the numbers of 2 bits have both their bits set."""
-    count = 0
-    for i in range(packed.size):
-        v = np.uint32(packed[i])
-        v &= v >> np.uint32(1)
-        count += int((v & np.uint32(1)) + ((v >> np.uint32(2)) & np.uint32(1)))
-        count += int(((v >> np.uint32(4)) & np.uint32(1)) + ((v >> np.uint32(6)) & np.uint32(1)))
-    return count

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nett.core.codec import kernels
+from nett.core.codec import kernels, packed
 from nett.core.dtypes import Array
 from nett.core.errors import NettError
 
 # text: bytes as they are, for coders that match; grid: see nett.core.codec.grid
 Form = Literal["plain", "rotated", "difference", "pairs", "fours", "xor", "text", "grid"]
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_NARROW = {2: np.int16, 4: np.int32}  # whose differences have kernels of their own
 PACKED: Mapping[Form, int] = {"pairs": 2, "fours": 4}  # numbers a byte
 
 _SPLIT: dict[tuple[str, int], Any] = {
@@ -46,9 +47,9 @@ def to_planes(raw: Array, width: int, form: Form, base: Array | None = None) -> 
         return _packed(to_planes(raw, width, "difference", base), PACKED[form])
     x = frozen(raw).view(UNSIGNED[width])
     planes = list(np.empty((width, x.size), np.uint8))
-    ground = _ground(base, width) if form in ("difference", "xor") else ()
+    ground = _ground(base, width, form) if form in ("difference", "xor") else ()
     if (form, width) in _SPLIT:
-        _SPLIT[form, width](x, *ground, *planes)
+        _SPLIT[form, width](x.view(ground[0].dtype) if ground else x, *ground, *planes)
         return planes
     if form == "rotated":
         kernels.rotate(x, 1, 8 * width, y := np.empty_like(x))
@@ -66,10 +67,10 @@ def from_planes(planes: Sequence[Array], width: int, form: Form, base: Array | N
     numbers = out.view(UNSIGNED[width])
     planes = [frozen(p) for p in planes]
     if form in PACKED:
-        return from_planes(_unpacked(planes, PACKED[form], numbers.size), width, "difference", base, out)
-    ground = _ground(base, width) if form in ("difference", "xor") else ()
+        return _join_packed(planes, PACKED[form], _ground(base, width, "difference")[0], numbers)
+    ground = _ground(base, width, form) if form in ("difference", "xor") else ()
     if (form, width) in _JOIN:
-        _JOIN[form, width](*planes, *ground, numbers)
+        _JOIN[form, width](*planes, *ground, numbers.view(ground[0].dtype) if ground else numbers)
         return None
     rows = out.reshape(-1, width)
     for column, plane in enumerate(planes):
@@ -102,35 +103,67 @@ def _packed(planes: Sequence[Array], each: int) -> list[Array]:
     *lower, low, high = planes
     small = np.zeros(-(-low.size // each) * each, np.uint8)
     rare_low, rare_high = np.empty((2, low.size + 1), np.uint8)
-    count = kernels.gather_rare(low, high, (1 << 8 // each) - 1, small, rare_low, rare_high)
-    packed = np.empty(small.size // each, np.uint8)
-    (kernels.pack2 if each == 2 else kernels.pack4)(small, packed)
-    return [*lower, packed, rare_low[:count], rare_high[:count]]
+    count = packed.gather_rare(low, high, (1 << 8 // each) - 1, small, rare_low, rare_high)
+    made = np.empty(small.size // each, np.uint8)
+    (packed.pack2 if each == 2 else packed.pack4)(small, made)
+    return [*lower, made, rare_low[:count], rare_high[:count]]
 
 
-def _unpacked(planes: Sequence[Array], each: int, count: int) -> list[Array]:
-    """The inverse, for ``count`` numbers. NettError where the planes do not fit together."""
-    *lower, packed, rare_low, rare_high = planes
-    small = np.empty(packed.size * each, np.uint8)
-    (kernels.unpack2 if each == 2 else kernels.unpack4)(packed, small)
-    low, high = small[:count], np.zeros(count, np.uint8)
-    places = np.empty(low.size + 1, np.uint32)
-    apart = kernels.find_rare(frozen(low), (1 << 8 // each) - 1, places)
-    if not (packed.size == -(-count // each) and rare_low.size == rare_high.size == apart):
-        raise NettError(f"{rare_low.size:,} numbers are stored apart in place of {apart:,}")
-    kernels.put_rare(places[:apart], rare_low, rare_high, low, high)
-    return [*lower, low, high]
+def _join_packed(planes: Sequence[Array], each: int, base: Array, numbers: Array) -> None:
+    """The inverse, added to the base. NettError where the planes do not fit together."""
+    *lower, small, low, high = planes
+    apart = _apart(small, each)
+    if not (small.size == -(-numbers.size // each) and low.size == high.size == apart):
+        raise NettError(f"{low.size:,} numbers are stored apart in place of {apart:,}")
+    places = _places(small, each, apart)
+    if apart and int(places.max()) >= numbers.size:
+        raise NettError("a number behind the last is stored apart")
+    numbers = numbers.view(base.dtype)
+    if numbers.itemsize == 2:
+        packed.join_small2(small, each, base, numbers)
+        packed.join_rare2(places, low, high, base, numbers)
+    elif numbers.itemsize == 4:
+        packed.join_small4(lower[0], lower[1], small, each, base, numbers)
+        packed.join_rare4(places, lower[0], lower[1], low, high, base, numbers)
+    else:
+        upper = np.zeros((2, small.size * each), np.uint8)
+        (packed.unpack2 if each == 2 else packed.unpack4)(small, upper[0])
+        packed.put(places, low, upper[0])
+        packed.put(places, high, upper[1])
+        from_planes([*lower, *upper[:, : numbers.size]], numbers.itemsize, "difference", base, numbers.view(np.uint8))
 
 
-def _apart(packed: Array, each: int) -> int:
+def _apart(small: Array, each: int) -> int:
     """How many of the packed numbers are kept apart."""
-    return int((kernels.count_full2 if each == 2 else kernels.count_full4)(frozen(packed)))
+    return int(packed.count_full(_words(small), each))
 
 
-def _ground(base: Array | None, width: int) -> tuple[Any, ...]:
+def _places(small: Array, each: int, count: int) -> Array:
+    """Which of the packed numbers are kept apart; ``count``: how many."""
+    places = np.empty(count + 1, np.uint32)
+    if count * packed.SPARSE < small.size * each:
+        packed.find_full(_words(small), each, places)
+    else:
+        unpacked = np.empty(small.size * each, np.uint8)
+        (packed.unpack2 if each == 2 else packed.unpack4)(small, unpacked)
+        packed.find_many_full(frozen(unpacked), (1 << 8 // each) - 1, places)
+    return places[:count]
+
+
+def _words(small: Array) -> Array:
+    """Bytes as words of eight, with zeros behind the last."""
+    if small.size % 8 or not small.flags.c_contiguous or small.ctypes.data % 8:
+        whole = np.zeros(-(-small.size // 8) * 8, np.uint8)
+        whole[: small.size] = small
+        small = whole
+    return frozen(small).view(np.uint64)
+
+
+def _ground(base: Array | None, width: int, form: Form) -> tuple[Any, ...]:
     """The base's numbers, as the further argument that some kernels take."""
     assert base is not None
-    return (frozen(base).view(UNSIGNED[width]),)
+    kind = _NARROW.get(width) if form == "difference" else None
+    return (frozen(base).view(kind or UNSIGNED[width]),)
 
 
 def frozen(x: Array) -> Array:
