@@ -19,6 +19,7 @@ from nett.store.add import add
 from nett.store.checking import check_store, with_bases
 from nett.store.gc import gc
 from nett.store.library import Library
+from nett.store.objects import object_path
 from nett.store.remove import remove
 from nett.store.restoring import restore_model
 from nett.store.units import units_of
@@ -183,6 +184,25 @@ def test_an_object_without_its_base_is_written_anew(tmp_path: Path, family: dict
     next((store / "objects").rglob(part.object)).unlink()
     add([str(family["m1"])], into=str(store), deltas=False)
     comes_back(store, {"m1": family["m1"]}, tmp_path / "out")
+
+
+def test_a_base_that_was_lost_and_came_back_deeper(tmp_path: Path, family: dict[str, Path]) -> None:
+    """What rested on it said that it rests on one difference, and now rests on two: that is written anew."""
+    store = store_of(tmp_path / "store", family, "base", "m1")
+    with Library.open(store) as library:
+        bases = {library.opened(p.object).base for p in library.model("m1").tensors.values()} - {None}
+    assert bases
+    remove([f"{store}/base", f"{store}/m1"])
+    for digest in bases:
+        object_path(store, digest).unlink()
+    add([str(family["m2"])], into=str(store))
+    add([str(family["base"])], into=str(store))  # as a difference to m2
+    with Library.open(store) as library:
+        assert any(library.opened(digest).depth for digest in bases)
+    add([str(family["m1"])], into=str(store))
+    checks, hit = check_store(store, full=True)
+    assert all(c["ok"] for c in checks) and not hit
+    comes_back(store, {n: family[n] for n in ("base", "m1", "m2")}, tmp_path / "out")
 
 
 def test_an_unreadable_object_stops_collection(tmp_path: Path, family: dict[str, Path]) -> None:

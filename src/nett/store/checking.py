@@ -69,8 +69,7 @@ def _damaged(library: Library, digests: list[str], full: bool, threads: int) -> 
     def one(digest: str) -> str:
         try:
             stored = library.opened(digest)
-            chain = library.chain(digest)
-            if any(above.depth <= below.depth for above, below in pairwise(chain)):
+            if not _falls(library, digest):
                 return "rests on more differences than its header says"
             if stored.end != os.path.getsize(stored.path):
                 return "its size is not what its header says"
@@ -99,14 +98,22 @@ def _damaged(library: Library, digests: list[str], full: bool, threads: int) -> 
 
 
 def intact(library: Library, digest: str) -> bool:
-    """Whether an object is there and gives the bytes that its name says; all of them are read."""
+    """Whether an object is there, gives the bytes that its name says, all of which are read, and rests on no more
+    than its header says: what it rests on may have been lost, and written anew as a difference to something else."""
     seen = hashlib.sha256()
     try:
+        if not _falls(library, digest):
+            return False
         for data in blocks_of(library, digest):
             seen.update(data.data)
     except NettError:
         return False
     return seen.hexdigest() == digest
+
+
+def _falls(library: Library, digest: str) -> bool:
+    """Whether the depths that headers tell fall along an object's bases."""
+    return all(above.depth > below.depth for above, below in pairwise(library.chain(digest)))
 
 
 def _size(library: Library, digest: str) -> int:
