@@ -99,9 +99,9 @@ def plan(
         raise UsageError("name at least one model", where=card.key, hint=f"nett merge {card.name} --help")
     if "base" in card.needs and base is None:
         raise UsageError("needs the model that the others were tuned from", where=card.key, hint="Add --base MODEL.")
-    models = [open_checkpoint(a, base=base) for a in assets]
+    models = [open_checkpoint(a, base=base, dense=True) for a in assets]
     opened += models
-    ground = open_checkpoint(base) if base is not None else None
+    ground = open_checkpoint(base, dense=True) if base is not None else None
     opened += [ground] if ground is not None else []
     used = ground if "base" in card.operands else None
     count = (card.mergekit or {}).get("models")
@@ -256,7 +256,10 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
     found: dict[str, bytes] = {}
     if any(o.name == "model" for o in outputs_of(job.card)):
         types = {t.dtype for t in job.tasks if not t.copied}
-        changed = len(types) == 1 and any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
+        changed = len(types) == 1 and (
+            job.donor.format == "gguf"  # whose config names no type
+            or any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
+        )
         for name, content in common.items():
             found[name] = (
                 with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content

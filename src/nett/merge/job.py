@@ -154,7 +154,8 @@ def plan_tensors(
     for model in models:
         for name in model.tensors:
             names.setdefault(name, model)
-    tasks, notes, chunk = [], [], 0
+    tasks, chunk = [], 0
+    notes = list(dict.fromkeys(note for model in models for note in model.notes))
     for name in sorted(names):
         found = [operand(model, name, names[name]) for model in models]
         first = found[0].info

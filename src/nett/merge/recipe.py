@@ -31,7 +31,7 @@ class Planned:
 
 def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoint:
     try:
-        checkpoint = open_checkpoint(source.reference)
+        checkpoint = open_checkpoint(source.reference, dense=True)
     except NettError as error:
         where, hint = recipe.at((*source.place, "model")), error.hint
         missing = not any(Path(part).exists() for part in (source.reference, source.reference.split("+")[0]))

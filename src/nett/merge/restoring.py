@@ -108,7 +108,7 @@ def open_base(receipt: Mapping[str, Any], base: Path | None) -> Checkpoint:
     path = base if base is not None else Path(recorded["path"])
     if not path.exists():
         raise Refused("the base lies there no more", where=path, hint="Say where it is now: --base PATH")
-    return open_checkpoint(path)
+    return open_checkpoint(path, dense=True)
 
 
 def task_names(receipt: Mapping[str, Any]) -> list[str]:

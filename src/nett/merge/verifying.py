@@ -62,7 +62,7 @@ def _task(folder: Path, receipt: Mapping[str, Any], row: Mapping[str, Any]) -> C
                 "detail": f"{needed['path']} is not there any more, so it was not measured",
             }
     parts = Parts(folder, receipt, row["name"], None)
-    original = open_checkpoint(origin["path"], base=ground["path"])
+    original = open_checkpoint(origin["path"], base=ground["path"], dense=True)
     try:
         distance = size = 0.0
         for info in parts.base.tensors.values():

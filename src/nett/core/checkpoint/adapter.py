@@ -33,7 +33,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, base: Checkpoint, weights: Checkpoint, config: dict[str, Any]) -> None:
         self.path, self.base = path, base
-        self._weights = weights
+        self._weights, self.notes = weights, base.notes
         self.files = (*base.files, *weights.files, path / lora.CONFIG)
         self._plan = AdapterPlan(base, weights, config)
         self._sums, self._biases, self._whole = self._plan.sums, self._plan.biases, self._plan.whole
@@ -117,8 +117,11 @@ class AdapterCheckpoint(Checkpoint):
         self.base.close()
 
 
-def open_adapter(path: Path, base: str | Path | None = None) -> AdapterCheckpoint:
-    """The adapter in folder ``path`` over ``base``, or over the base that it names if that lies on this machine."""
+def open_adapter(path: Path, base: str | Path | None = None, *, dense: bool = False) -> AdapterCheckpoint:
+    """The adapter in folder ``path`` over ``base``, or over the base that it names if that lies on this machine.
+
+    ``dense``: of the base, as in :func:`~nett.core.checkpoint.opening.open_checkpoint`.
+    """
     from nett.core.checkpoint.opening import open_checkpoint
     from nett.core.checkpoint.safetensors import SafetensorsCheckpoint
 
@@ -132,9 +135,8 @@ def open_adapter(path: Path, base: str | Path | None = None) -> AdapterCheckpoin
         weights = PickleCheckpoint(path, [path / "adapter_model.bin"])
     else:
         raise Refused("holds an adapter_config.json but no adapter_model.safetensors or .bin", where=path)
-    return AdapterCheckpoint(
-        path, open_checkpoint(base if base is not None else _base_of(path, config)), weights, config
-    )
+    ground = open_checkpoint(base if base is not None else _base_of(path, config), dense=dense)
+    return AdapterCheckpoint(path, ground, weights, config)
 
 
 def _base_of(path: Path, config: dict[str, Any]) -> Path:

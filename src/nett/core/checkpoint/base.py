@@ -49,6 +49,7 @@ class Checkpoint(ABC):
     files: tuple[Path, ...]  # what holds weights, in reading order; hashed for receipts
     format: str
     metadata: Mapping[str, Any] = MappingProxyType({})  # what the headers say beside the tensors; arrays as lengths
+    notes: tuple[str, ...] = ()  # what whoever makes something of it is to be told
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:

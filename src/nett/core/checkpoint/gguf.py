@@ -94,7 +94,16 @@ class GgufCheckpoint(Checkpoint):
             tensors[name] = TensorInfo(name, dtype, shape, stored, nbytes, *where)
             self._layouts[name] = layout
         self.tensors = tensors
+        self.notes = self._said()
         self._reader = FileReader(path)
+
+    def _said(self) -> tuple[str, ...]:
+        """What is quantised, for whoever makes a model of it; nothing where all is plain."""
+        kinds = sorted({layout.type.name for layout in self._layouts.values() if layout.type is not None})
+        if not kinds:
+            return ()
+        said = f"{self.path} is quantised (GGUF {', '.join(kinds)}): its weights are taken as the numbers they stand"
+        return (f"{said} for, in float32; a model written in that type is larger, --dtype bfloat16 halves it",)
 
     def _layout(self, tensor: GgufTensor) -> _Layout:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize

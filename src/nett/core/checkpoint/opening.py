@@ -12,28 +12,46 @@ from nett.core.errors import Refused
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def open_checkpoint(reference: str | Path, *, base: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(reference: str | Path, *, base: str | Path | None = None, dense: bool = False) -> Checkpoint:
     """Open a safetensors, GGUF or torch file, a Hugging Face folder, a PEFT adapter, or ``"base+adapter"``.
 
     ``base`` is what an adapter is applied to; without it, the base that the adapter names, if it lies on this
-    machine. Reads headers only. Raises :class:`Refused` saying what is wrong and where.
+    machine. ``dense``: a quantised folder is the model that it stands for, dequantised as it is read, and not the
+    tensors that lie there. Reads headers only. Raises :class:`Refused` saying what is wrong and where.
     """
     try:
-        return _open(reference, base)
+        return _open(reference, base, dense)
     except PermissionError as error:
         hint = "Mend the permissions, or run nett as a user who may read it."
         raise Refused(f"cannot be read: {error.strerror}", where=error.filename or reference, hint=hint) from error
 
 
-def _open(reference: str | Path, base: str | Path | None) -> Checkpoint:
+def _open(reference: str | Path, base: str | Path | None, dense: bool) -> Checkpoint:
     path = Path(reference)
+    parts = None if path.exists() else split_reference(str(reference))
+    if parts is not None:
+        return _open(parts[1], parts[0], dense)
+    if (path / "adapter_config.json").is_file():
+        from nett.core.checkpoint.adapter import open_adapter
+
+        return open_adapter(path, base, dense=dense)
+    found = _open_as_it_lies(path)
+    if not dense:
+        return found
+    from nett.core.checkpoint.quantised import dense_view
+
+    try:
+        return dense_view(found)
+    except BaseException:
+        found.close()
+        raise
+
+
+def _open_as_it_lies(path: Path) -> Checkpoint:
     if not path.exists():
-        parts = split_reference(str(reference))
-        if parts is not None:
-            return open_checkpoint(parts[1], base=parts[0])
         return _open_inside(path)
     if path.is_dir():
-        return _open_folder(path, base)
+        return _open_folder(path)
     if path.suffix == ".safetensors":
         return safetensors.SafetensorsCheckpoint(path, [path])
     if path.suffix == ".gguf":
@@ -61,11 +79,7 @@ def split_reference(reference: str) -> tuple[str, str] | None:
     return None
 
 
-def _open_folder(path: Path, base: str | Path | None) -> Checkpoint:
-    if (path / "adapter_config.json").is_file():
-        from nett.core.checkpoint.adapter import open_adapter
-
-        return open_adapter(path, base)
+def _open_folder(path: Path) -> Checkpoint:
     found = safetensors.open_folder(path)
     if found is not None:
         return found
