@@ -150,6 +150,17 @@ class Symmetry:
         kept = tuple(g for g in self.groups if g.name not in gone)
         return replace(self, groups=kept, refused=(*self.refused, *refused))
 
+    def only(self, names: Iterable[str]) -> Symmetry:
+        """This symmetry for tensors of these names: of a tied tensor, only the names that are stored."""
+        kept = set(names)
+        groups = tuple(replace(g, places=tuple(p for p in g.places if p.tensor in kept)) for g in self.groups)
+        return replace(
+            self,
+            groups=tuple(g for g in groups if g.places),
+            shapes={n: s for n, s in self.shapes.items() if n in kept},
+            aliases={a: b for a, b in self.aliases.items() if a in kept and b in kept},
+        )
+
     def check(self, tensors: Mapping[str, Array], where: object = None) -> None:
         """Refuse tensors of other shapes than those this symmetry was derived for, and missing ones."""
         for name, shape in self.shapes.items():
@@ -189,15 +200,15 @@ class Symmetry:
         found = dict(tensors)
         own: set[str] = set()
         for group in reversed(self.groups) if inverse else self.groups:
-            order = orders.get(group.name)
-            if order is None or np.array_equal(order, np.arange(group.size)):
+            wanted = orders.get(group.name)
+            if wanted is None or np.array_equal(wanted, np.arange(group.size)):
                 continue
-            order = np.argsort(order) if inverse else np.asarray(order)
+            moved = np.argsort(wanted) if inverse else np.asarray(wanted)
             for place in group.places:
                 if place.tensor not in found:
                     continue
                 if place.tensor not in own:
                     found[place.tensor] = np.array(found[place.tensor])
                     own.add(place.tensor)
-                place.permute(found[place.tensor], order)
+                place.permute(found[place.tensor], moved)
         return found

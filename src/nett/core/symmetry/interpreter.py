@@ -28,7 +28,7 @@ def followed(graph: fx.GraphModule, trace: Trace, arguments: tuple[Any, ...]) ->
     return folds
 
 
-class _Follower(fx.Interpreter):  # type: ignore[misc]
+class _Follower(fx.Interpreter):
     """Final. Every value in the environment is a :class:`Traced`, or a tuple or list of them, or plain Python."""
 
     def __init__(self, graph: fx.GraphModule, trace: Trace) -> None:
@@ -56,6 +56,8 @@ class _Follower(fx.Interpreter):  # type: ignore[misc]
         return self._checked(rule(self.trace, module, own, result, *args, **kwargs), result)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is getattr and isinstance(args[0], _Record):
+            return getattr(*args)
         return self._call(getattr(target, "__name__", str(target)), target(*_bare(args), **_bare(kwargs)), args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -88,7 +90,9 @@ class _Follower(fx.Interpreter):  # type: ignore[misc]
         if isinstance(value, torch.Tensor):
             return Traced(value, [None] * value.dim())
         if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-            return tuple(self._fixed(v) for v in value)
+            found = _Record(self._fixed(v) for v in value)
+            vars(found).update(zip(getattr(type(value), "__match_args__", ()), found, strict=False))
+            return found
         return value
 
     def _parameter(self, tensor: Any) -> Any:
@@ -99,6 +103,10 @@ class _Follower(fx.Interpreter):  # type: ignore[misc]
 
     def _own(self, module: torch.nn.Module) -> list[Any]:
         return [self._parameter(t) for t in module.state_dict(keep_vars=True).values()]
+
+
+class _Record(tuple[Any, ...]):
+    """Final. Several results, with the names that torch gives them, such as ``values`` and ``indices``."""
 
 
 def _tensors_of(module: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -18,14 +18,21 @@ from nett.core.symmetry.atoms import Axis
 from nett.core.symmetry.trace import Trace, Traced, tensors_in
 
 _UNARY = (
-    "relu relu6 leakyrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign tanh sigmoid"
-    " logsigmoid softmax logsoftmax dropout dropout1d dropout2d dropout3d alphadropout featurealphadropout identity"
-    " contiguous clone detach float double half to type abs neg exp log sqrt rsqrt square clamp clip sin cos erf"
-    " reciprocal threshold normalize"
-).split()  # fmt: skip
-_BINARY = "add iadd radd sub isub rsub mul imul rmul truediv itruediv div maximum minimum max min pow where".split()
-_REDUCED = "mean sum amax amin std var norm logsumexp any all prod".split()
-_POOLED = [f"{kind}{n}d" for kind in ("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool", "lppool") for n in "123"]
+    "relu", "relu6", "leakyrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh",
+    "softplus", "softsign", "tanh", "sigmoid", "logsigmoid", "softmax", "logsoftmax", "dropout", "dropout1d",
+    "dropout2d", "dropout3d", "alphadropout", "featurealphadropout", "identity", "contiguous", "clone", "detach",
+    "float", "double", "half", "to", "type", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clip",
+    "sin", "cos", "erf", "reciprocal", "threshold", "normalize",
+)  # fmt: skip
+_BINARY = (
+    "add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "truediv", "itruediv", "div", "maximum",
+    "minimum", "max", "min", "pow", "where",
+)  # fmt: skip
+_REDUCED = ("mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp", "any", "all", "prod")
+_NEW = ("zeros", "ones", "full", "empty", "zeroslike", "oneslike", "newzeros", "newones", "arange")
+_POOLED = [
+    f"{kind}{n}d" for kind in ("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool", "lppool") for n in "123"
+]
 _POOLED += ["interpolate", "upsample"]
 _NORMED = ["batchnorm", "layernorm", "rmsnorm", "groupnorm", "instancenorm"]
 
@@ -55,7 +62,9 @@ def binary(trace: Trace, result: Any, *args: Any, **kwargs: Any) -> Any:
         moving = [t for t in meeting if t.axes[a] is not None or t.owned is not None]
         if any(t.axes[a] is not None for t in moving) and result.shape[a] > 1:
             for i, t in enumerate(meeting):
-                one = trace.axis(t, t.value.dim() + a, "state", None if not i else found) if t.owned and i else t.axes[a]
+                one = (
+                    trace.axis(t, t.value.dim() + a, "state", None if not i else found) if t.owned and i else t.axes[a]
+                )
                 found = one if not i else trace.atoms.tie(found, one)
             trace.atoms.passed(trace.operation, found)
         elif result.shape[a] > 1:
@@ -192,9 +201,9 @@ def multiplied(trace: Trace, result: Any, x: Any, y: Any, **_: Any) -> Any:
     if x.value.dim() < 2 or y.value.dim() < 2:
         trace.stop("a product with a vector", (x, y))
         return None
-    for t, axis, role in ((x, -1, "consumer"), (y, -2, "consumer")):
+    for t, axis in ((x, -1), (y, -2)):
         if t.owned is not None:
-            trace.made(t, t.value.dim() + axis, role)
+            trace.made(t, t.value.dim() + axis, "consumer")
     trace.atoms.tie(x.axes[-1], y.axes[-2])
     for t, axis in ((x, -2), (y, -1)):
         if t.owned is not None:
@@ -242,7 +251,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCED, reduced),
     **dict.fromkeys(_POOLED, pooled),
     **dict.fromkeys(("size", "dim", "getattr", "len", "numel", "floordiv"), _quiet),
-    **dict.fromkeys("zeros ones full empty zeroslike oneslike newzeros newones arange".split(), _constant),
+    **dict.fromkeys(_NEW, _constant),
     "linear": linear,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("convtranspose1d", "convtranspose2d", "convtranspose3d"), transposed),
@@ -288,7 +297,9 @@ MODULES: dict[type, Rule] = {
     **{c: _as(n, unary) for c, n in _module_names(_UNARY).items()},
     **{c: _as(n, pooled) for c, n in _module_names(_POOLED).items()},
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _weighted(convolution, "weight", "bias")),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _weighted(transposed, "weight", "bias")),
+    **dict.fromkeys(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _weighted(transposed, "weight", "bias")
+    ),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _weighted(channelwise, *_STATS)),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _weighted(channelwise, *_STATS)),
     nn.Linear: _weighted(linear, "weight", "bias"),

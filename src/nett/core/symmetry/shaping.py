@@ -56,7 +56,16 @@ def permuted(trace: Trace, result: Any, x: Traced, *order: Any, dims: Any = None
     return Traced(result, [x.axes[d] for d in order])
 
 
-def swapped(trace: Trace, result: Any, x: Traced, one: int = 0, other: int = 1, *, dim0: int | None = None, dim1: int | None = None) -> Any:
+def swapped(
+    trace: Trace,
+    result: Any,
+    x: Traced,
+    one: int = 0,
+    other: int = 1,
+    *,
+    dim0: int | None = None,
+    dim1: int | None = None,
+) -> Any:
     one, other = one if dim0 is None else dim0, other if dim1 is None else dim1
     axes = list(x.axes)
     if len(axes) > 1:

@@ -8,7 +8,7 @@ keeps its groups, and is reported with its place in the graph.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -91,11 +91,8 @@ def tensors_in(value: Any) -> list[Traced]:
     return []
 
 
-def of_module(module: Any, example: Any, *, names: Sequence[str] | None = None) -> Symmetry:
+def of_module(module: Any, example: Any) -> Symmetry:
     """The permutation symmetry of ``module``, which is called with ``example`` (a tensor or a tuple of arguments).
-
-    Args:
-        names: which names of the state dict count, where tied weights have several; all of them by default.
 
     Raises Refused where torch.fx cannot trace the module. The result is not proved yet: see :func:`prove`.
     """
@@ -120,15 +117,13 @@ def of_module(module: Any, example: Any, *, names: Sequence[str] | None = None) 
 
     trace = Trace()
     stored = module.state_dict(keep_vars=True)
-    kept = set(stored if names is None else names)
     for name, tensor in stored.items():
-        if name in kept:
-            one = trace.owned.setdefault(id(tensor), Owned([], [None] * tensor.dim(), [None] * tensor.dim()))
-            one.names.append(name)
+        one = trace.owned.setdefault(id(tensor), Owned([], [None] * tensor.dim(), [None] * tensor.dim()))
+        one.names.append(name)
     with torch.no_grad():
         folds = followed(graph, trace, arguments)
     module.train(was_training)
-    shapes = {n: tuple(t.shape) for n, t in stored.items() if n in kept}
+    shapes = {n: tuple(t.shape) for n, t in stored.items()}
     aliases = {n: one.names[0] for one in trace.owned.values() for n in one.names[1:]}
     aliases |= {one.names[0]: one.names[1] for one in trace.owned.values() if len(one.names) > 1}
     groups = trace.atoms.groups(list(trace.owned.values()))
