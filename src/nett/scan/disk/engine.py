@@ -112,7 +112,7 @@ def run_disk(
     report.begin("looking", len(places), "places")
     seen = survey(places)
     layouts = Layouts()
-    items = [i for i in sorted(seen.items.values(), key=lambda i: i.path) if i.size and layouts.look(i)]
+    items = layouts.look(sorted((i for i in seen.items.values() if i.size), key=lambda i: i.path))
     items = [i for i in items if i.layout is not None or i.problem or i.size >= _LARGE]
     for item in items:
         item.layout = item.layout or layouts.opaque(item.size)

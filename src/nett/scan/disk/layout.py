@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +21,7 @@ from nett.core.dtypes import Array
 from nett.core.errors import NettError
 from nett.core.layers import layer_of
 from nett.core.segments import SMALL, ZIPPED, gguf_segments, tensors_of_file
+from nett.scan.disk.ahead import Ahead
 from nett.scan.disk.items import Item
 
 FIRST = 1 << 15  # bytes that are read of a file at once; most headers are shorter
@@ -69,11 +71,15 @@ class Layouts:
     def __init__(self) -> None:
         self._known: dict[bytes, Layout] = {}
 
-    def look(self, item: Item) -> bool:
-        """Find the layout of a file; False where it turns out not to hold weights, or is gone.
+    def look(self, items: Sequence[Item]) -> list[Item]:
+        """Find the layouts of files. Those that turn out not to hold weights, or are gone, are left out.
 
-        ``item.problem`` says what is wrong with a header that does not hold, or why nothing could be read.
+        ``problem`` says what is wrong with a header that does not hold, or why nothing could be read.
         """
+        ahead = Ahead(items, lambda item: [(0, min(FIRST, item.size))])
+        return [item for number, item in enumerate(items) if self._look(item, number, ahead)]
+
+    def _look(self, item: Item, number: int, ahead: Ahead) -> bool:
         from xxhash import xxh3_64_intdigest
 
         try:
@@ -86,7 +92,8 @@ class Layouts:
         try:
             if not item.is_state(os.fstat(fd)):
                 item.stat = os.fstat(fd)
-            head = os.pread(fd, FIRST, 0)
+            held = memoryview(bytearray(min(FIRST, item.size)))
+            head = bytes(held[: ahead.read(fd, held, 0, number)])
             item.head = xxh3_64_intdigest(head)
             if item.ending == ".safetensors":
                 self._safetensors(item, fd, head)

@@ -17,6 +17,7 @@ from typing import final
 import numpy as np
 
 from nett.core.dtypes import Array
+from nett.scan.disk.ahead import Ahead
 from nett.scan.disk.items import Item
 from nett.scan.disk.layout import Layout
 
@@ -26,7 +27,6 @@ LEAST = 12  # tensors of a model, where the budget is small
 CODED = 6  # pages of a file from which entropies are estimated
 ANCHORS = 6  # tensors by whose signs a base is found
 BATCH = 1 << 22  # bytes of pages in memory
-_NOW = getattr(os, "RWF_NOWAIT", 0)
 _GOLDEN = 0.6180339887498949
 
 
@@ -139,12 +139,16 @@ def read_pages(items: Sequence[Item], sample: Sample, memory: Array | None = Non
     out = flat.reshape(len(items), len(offsets), sample.page)
     read: list[Item] = []
     wanted = offsets.tolist()
-    for item in items:
+    ahead = Ahead(items, lambda item: [(item.start + o, sample.page) for o in wanted])
+    for number, item in enumerate(items):
         rows = memoryview(out[len(read)].reshape(-1))
         try:
             fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                _fill(fd, rows, item.start, wanted, sample.page)
+                for k, offset in enumerate(wanted):
+                    view = rows[k * sample.page : (k + 1) * sample.page]
+                    if ahead.read(fd, view, item.start + offset, number) != sample.page:
+                        raise OSError(0, "became shorter while it was being read")
             finally:
                 os.close(fd)
         except OSError as error:
@@ -152,24 +156,6 @@ def read_pages(items: Sequence[Item], sample: Sample, memory: Array | None = Non
             continue
         read.append(item)
     return read, out[: len(read)]
-
-
-def _fill(fd: int, rows: memoryview, start: int, offsets: Sequence[int], page: int) -> None:
-    """Read a file's pages; as soon as one is not in the cache, the disk is told of all that follow."""
-    told = False
-    for k, offset in enumerate(offsets):
-        view = rows[k * page : (k + 1) * page]
-        try:
-            got = 0 if told else os.preadv(fd, [view], start + offset, _NOW)
-        except OSError:  # not in the cache, or the file system cannot tell
-            got = 0
-        if got != page:
-            if not told:
-                told = True
-                for later in offsets[k:]:
-                    os.posix_fadvise(fd, start + later, page, os.POSIX_FADV_WILLNEED)
-            if os.preadv(fd, [view], start + offset) != page:
-                raise OSError(0, "became shorter while it was being read")
 
 
 def batches(items: Sequence[Item], depth: Depth) -> Iterator[tuple[Sample, list[Item]]]:
