@@ -59,3 +59,16 @@ def is_head(name: str) -> bool:
 def _ends(name: str, ends: tuple[str, ...]) -> bool:
     """Whole parts only, and outside the layers: ``blk.0.attn_output.weight`` is no head."""
     return layer_of(name) is None and ("." + name).endswith(tuple("." + e for e in ends))
+
+
+_BEFORE = (
+    "emb", "wte", "wpe", "shared", "project_in", "relative_pe", "patch_conv", "conv1", "conv2", "ln_pre", "layernorm_pre",
+)  # fmt: skip
+
+
+def precedes_layers(name: str) -> bool:
+    """Whether a tensor outside the layers is called as those before the first one are: embeddings and what is done to
+    them. All others (final norm, output head, pooler, classifier) come after the last one."""
+    if layer_of(name) is not None or is_head(name):
+        return False
+    return any(word in part for part in name.lower().split(".") for word in _BEFORE) and "embed_out" not in name

@@ -260,6 +260,8 @@ def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
             job.donor.format == "gguf"  # whose config names no type
             or any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
         )
+        for edit in job.edits:
+            common = edit(common)
         for name, content in common.items():
             found[name] = (
                 with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content

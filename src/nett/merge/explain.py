@@ -68,7 +68,7 @@ def rows_of(planned: Planned, tensors: Sequence[str]) -> list[dict[str, Any]]:
 
 def _by_model(planned: Planned, tensor: str) -> list[tuple[str | None, Mapping[str, Value]]]:
     row = planned.rows[tensor]
-    return [(None, row.shared), *zip(planned.job.labels, row.each, strict=True)]
+    return [(None, row.shared), *zip(row.models, row.each, strict=True)]
 
 
 def text_of(planned: Planned, tensors: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from nett.core.registry import Card, View
 CHUNK = 1 << 17  # elements: a handful of float32 chunks stay in a core's cache
 
 Resolver = Callable[[str], dict[str, Any]]
+Edit = Callable[[dict[str, bytes]], dict[str, bytes]]  # of what lies beside the weights: name -> content
 
 
 @final
@@ -88,6 +89,7 @@ class Job:
     recipe: str | None = None
     notes: tuple[str, ...] = field(default=())
     giver: Checkpoint | None = None  # of config and tokenizer, where it is not the one below (recipes: base_model)
+    edits: tuple[Edit, ...] = ()  # of the files beside the weights, one after the other
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -102,11 +104,13 @@ class Job:
         return self.base if self.base is not None else self.tuned[0]
 
 
-def labels_of(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """The models' names, made distinct: by the parent folder first, by a number at last."""
+def labels_of(checkpoints: Sequence[Checkpoint], called: Sequence[str | None] = ()) -> tuple[str, ...]:
+    """The models' names (``called``: other names than their paths give), made distinct: by the parent folder first,
+    by a number at last."""
     names = [c.name for c in checkpoints]
     if len(set(names)) < len(names):
         names = [f"{c.path.resolve().parent.name}.{c.name}" if names.count(c.name) > 1 else c.name for c in checkpoints]
+    names = [other or name for other, name in zip(called, names, strict=True)] if called else names
     seen: dict[str, int] = {}
     distinct = []
     for name in names:
@@ -138,6 +142,20 @@ def operand(checkpoint: Checkpoint, name: str, holder: Checkpoint) -> Operand:
     raise _missing(name, holder, checkpoint)
 
 
+@final
+@dataclass(frozen=True)
+class Line:
+    """One tensor of the output, and the tensors that it is made of."""
+
+    name: str
+    base: Operand | None
+    tuned: tuple[Operand, ...]
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (*((self.base,) if self.base else ()), *self.tuned)
+
+
 def plan_tensors(
     card: Card,
     base: Checkpoint | None,
@@ -145,53 +163,73 @@ def plan_tensors(
     resolve: Resolver,
     out_dtype: Dtype | None,
 ) -> tuple[tuple[TensorTask, ...], list[str]]:
-    """Line up the tensors of all models by name and shape; Refused at the first that does not fit.
-
-    Output order is by name. The output type is ``out_dtype``, else that of the base or the first model.
-    """
+    """Line up the tensors of all models by name, and plan the lines."""
     models = [*([base] if base is not None else []), *tuned]
     names: dict[str, Checkpoint] = {}
     for model in models:
         for name in model.tensors:
             names.setdefault(name, model)
-    tasks, chunk = [], 0
-    notes = list(dict.fromkeys(note for model in models for note in model.notes))
+    lines = []
     for name in sorted(names):
         found = [operand(model, name, names[name]) for model in models]
-        first = found[0].info
-        for other in found[1:]:
-            if other.info.shape != first.shape:
-                raise Refused(
-                    f"tensor {name!r} has shape {list(other.info.shape)}, but {list(first.shape)} in {models[0].path}",
-                    where=other.checkpoint.path,
-                    hint=_shape_hint(name),
-                )
-            if other.info.dtype.is_float != first.dtype.is_float:
-                raise Refused(
-                    f"tensor {name!r} is {other.info.dtype.name}, but {first.dtype.name} in {models[0].path}",
-                    where=other.checkpoint.path,
-                )
-        copied = not first.dtype.is_float
+        lines.append(Line(name, found[0] if base is not None else None, tuple(found[1 if base is not None else 0 :])))
+    return plan_lines(card, lines, resolve, out_dtype)
+
+
+def plan_lines(
+    card: Card, lines: Sequence[Line], resolve: Resolver, out_dtype: Dtype | None
+) -> tuple[tuple[TensorTask, ...], list[str]]:
+    """The tasks of an output's lines; Refused at the first whose shapes or kinds of numbers do not fit together.
+
+    The output type is ``out_dtype``, else that of the base or the first model.
+    """
+    tasks, chunk = [], 0
+    models = dict.fromkeys(operand.checkpoint for line in lines for operand in line.operands)
+    notes = list(dict.fromkeys(note for model in models for note in model.notes))
+    for line in lines:
+        first = line.operands[0]
+        _check_fit(line)
+        copied = not first.info.dtype.is_float
         if copied:
-            notes.append(f"{name} ({first.dtype.name}) is copied from {models[0].path}")
-        parameters = {} if copied else resolve(name)
+            notes.append(f"{line.name} ({first.info.dtype.name}) is copied from {first.checkpoint.path}")
+        parameters = {} if copied else resolve(line.name)
         task = TensorTask(
-            name=name,
-            shape=first.shape,
-            dtype=first.dtype if copied or out_dtype is None else out_dtype,
-            base=found[0] if base is not None else None,
-            tuned=tuple(found[1:] if base is not None else found),
+            name=line.name,
+            shape=first.info.shape,
+            dtype=first.info.dtype if copied or out_dtype is None else out_dtype,
+            base=line.base,
+            tuned=line.tuned,
             parameters=parameters,
             copied=copied,
             first_chunk=chunk,
-            size=first.size,
+            size=first.info.size,
             view="flat" if copied else card.view(parameters),
         )
         chunk += task.chunks
         tasks.append(task)
     if not any(not t.copied for t in tasks):
-        raise Refused("holds no floating-point tensor, so there is nothing to merge", where=models[0].path)
+        where = lines[0].operands[0].checkpoint.path if lines else None
+        raise Refused("holds no floating-point tensor, so there is nothing to merge", where=where)
     return tuple(tasks), notes
+
+
+def _check_fit(line: Line) -> None:
+    """All tensors of a line have one shape, and are all floating-point or none."""
+    first = line.operands[0]
+    for other in line.operands[1:]:
+        if other.info.shape != first.info.shape:
+            raise Refused(
+                f"tensor {other.name!r} has shape {list(other.info.shape)}, but {list(first.info.shape)} in "
+                f"{first.checkpoint.path}" + (f" ({first.name})" if first.name != other.name else ""),
+                where=other.checkpoint.path,
+                hint=_shape_hint(line.name),
+            )
+        if other.info.dtype.is_float != first.info.dtype.is_float:
+            raise Refused(
+                f"tensor {other.name!r} is {other.info.dtype.name}, but {first.info.dtype.name} in "
+                f"{first.checkpoint.path}",
+                where=other.checkpoint.path,
+            )
 
 
 def _shape_hint(name: str) -> str:

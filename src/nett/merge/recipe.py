@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,13 @@ from typing import Any, final
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import DTYPES
 from nett.core.errors import NettError, UsageError
-from nett.merge.job import Job, TensorTask, labels_of, plan_tensors
-from nett.merge.recipe_file import Recipe, Source, load_recipe
-from nett.merge.recipe_values import Resolver, Row
+from nett.core.layer_lists import recut
+from nett.merge.job import Edit, Job, TensorTask, labels_of, plan_lines
+from nett.merge.recipe_file import Recipe, load_recipe
+from nett.merge.recipe_lines import Cut, line_up
+from nett.merge.recipe_parts import Source
+from nett.merge.recipe_values import Asked, Resolver, Row
+from nett.merge.references import called, opens_as, why_missing
 
 VARIES = "differs from tensor to tensor; see: nett merge explain"
 
@@ -31,15 +36,18 @@ class Planned:
 
 def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoint:
     try:
-        checkpoint = open_checkpoint(source.reference, dense=True)
+        checkpoint = open_checkpoint(opens_as(source.reference), dense=True)
     except NettError as error:
-        where, hint = recipe.at((*source.place, "model")), error.hint
+        place = source.place if source.place == ("base_model",) else (*source.place, "model")
+        where, hint = recipe.at(place), error.hint
         missing = not any(Path(part).exists() for part in (source.reference, source.reference.split("+")[0]))
-        if missing and "@" in source.reference:
+        why = why_missing(source.reference)
+        if why is not None or (missing and "@" in source.reference):
             raise UsageError(
-                f"{source.reference!r} names a revision, which needs a download, and nett reads local folders only",
+                why
+                or f"{source.reference!r} names a revision that is not in the local cache, and nett downloads nothing",
                 where=where,
-                hint="Download that revision and write the path of its folder.",
+                hint="Download that revision with your usual client, or write the path of a folder.",
             ) from error
         if missing and hint is None:
             hint = f"Paths are relative to the working folder, {os.getcwd()}. nett downloads nothing."
@@ -51,15 +59,26 @@ def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoin
 
 def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
     """The job of a recipe, from headers alone. What was opened is added to ``opened``, for the caller to close."""
-    by_key = {s.key: _open(recipe, s, opened) for s in (*recipe.models, *([recipe.base] if recipe.base else []))}
+    by_key = {s.key: _open(recipe, s, opened) for s in recipe.sources}
     ground = by_key[recipe.base.key] if recipe.base else None
-    base = ground if recipe.words.has_base else None
     tuned = [by_key[s.key] for s in recipe.tuned]
-    labels = labels_of(tuned)
-    everything = [*tuned, *([base] if base is not None else [])]
-    names = sorted({n for c in everything for n, t in c.tensors.items() if t.dtype.is_float})
-    models = [(label, s.place, s.scope) for label, s in zip(labels, recipe.tuned, strict=True)]
-    resolver = Resolver(recipe.document, recipe.words, recipe.shared, models, names)
+    found, cuts = line_up(recipe, by_key)
+    label = {
+        s.key: one
+        for s, one in zip(recipe.tuned, labels_of(tuned, [called(s.reference) for s in recipe.tuned]), strict=True)
+    }
+    asked = [
+        Asked(
+            one.line.name,
+            one.t,
+            tuple(o.name for o in one.line.tuned),
+            tuple((label[s.key], s.place, s.scope) for s in one.slice.tuned),
+            one.slice.scopes,
+        )
+        for one in found
+        if one.line.operands[0].info.dtype.is_float
+    ]
+    resolver = Resolver(recipe.document, recipe.words, asked)
     rows: dict[str, Row] = {}
 
     def resolve(name: str) -> dict[str, Any]:
@@ -67,22 +86,47 @@ def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
         return resolver.parameters(rows[name])
 
     card = recipe.words.card
-    tasks, notes = plan_tensors(card, base, tuned, resolve, recipe.out_dtype or recipe.dtype)
+    tasks, notes = plan_lines(card, [one.line for one in found], resolve, recipe.out_dtype or recipe.dtype)
     if recipe.out_dtype is None and recipe.dtype is None:
         tasks = tuple(_promoted(task) for task in tasks)
+    giver = ground if ground is not None else tuned[0]
+    edit, said = _new_config(giver, cuts)
     job = Job(
         card,
-        base,
+        _one_base(recipe, by_key),
         tuple(tuned),
-        labels,
+        tuple(label[s.key] for s in recipe.tuned),
         _summary(tasks),
         tasks,
         cast=recipe.dtype,
         recipe=recipe.document.text,
-        notes=(*resolver.notes(), *_base_notes(recipe), *notes),
-        giver=ground,
+        notes=(*recipe.notes, *resolver.notes(), *_base_notes(recipe), *notes, *said),
+        giver=giver,
+        edits=(edit,) if edit is not None else (),
     )
     return Planned(recipe, job, resolver, rows)
+
+
+def _one_base(recipe: Recipe, by_key: Mapping[str, Checkpoint]) -> Checkpoint | None:
+    """The base of all slices; of slices with bases of their own, that of the first: each tensor names its own."""
+    return by_key[recipe.slices[0].base.key] if recipe.slices[0].base is not None else None
+
+
+def _new_config(giver: Checkpoint, cuts: Sequence[Cut]) -> tuple[Edit | None, list[str]]:
+    """What rewrites config.json for layers that were cut and stacked, from headers; and what a reader should know."""
+    config = giver.config()
+    if not cuts or config is None:
+        return None, []
+    notes: list[str] = []
+    for cut in cuts:
+        picks = [(model.config() or {}, number, total) for model, number, total in cut.layers]
+        config, said = recut(config, picks, cut.stack)
+        notes += said
+
+    def edit(files: dict[str, bytes]) -> dict[str, bytes]:
+        return files | {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
+
+    return edit, notes
 
 
 def _promoted(task: TensorTask) -> TensorTask:
@@ -94,13 +138,16 @@ def _promoted(task: TensorTask) -> TensorTask:
 
 
 def _base_notes(recipe: Recipe) -> list[str]:
-    if not recipe.words.has_base or recipe.base is None:
+    if not recipe.words.has_base:
         return []
-    listed = next((m for m in recipe.models if m.key == recipe.base.key and m.scope), None)
-    if listed is None:
-        return []
-    line = recipe.document.line(listed.place)
-    return [f"the parameters of {listed.reference} (line {line}) have no effect: it is the base, not one of the tuned"]
+    listed = [
+        s for one in recipe.slices for s in one.sources if one.base is not None and s.key == one.base.key and s.scope
+    ]
+    return [
+        f"the parameters of {s.reference} (line {recipe.document.line(s.place)}) have no effect: it is the base, "
+        "not one of the tuned"
+        for s in listed
+    ]
 
 
 def _summary(tasks: Sequence[TensorTask]) -> dict[str, Any]:

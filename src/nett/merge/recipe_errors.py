@@ -13,13 +13,16 @@ from nett.merge.recipe_schema import DTYPES, OWN
 from nett.merge.recipe_words import Vocabulary, written
 from nett.merge.recipe_yaml import Document, Place
 
-TOP = ("merge_method", "models", "base_model", "dtype", "out_dtype", "parameters")
-_WHOLE = "List whole models under 'models' instead."
+TOP = ("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "parameters")
+_INSIDE = {  # the keys of what stands in a list or mapping of this name
+    "models": ("model", "parameters"),
+    "sources": ("model", "layer_range", "parameters"),
+    "slices": ("sources", "base_model", "parameters"),
+    "modules": ("models", "slices", "parameters"),
+}
 _DONOR = "the output gets that of base_model, or of the first model"
 _TOKENIZERS = (f"tokenizers are not merged yet; {_DONOR}", "Leave it out if all models share one tokenizer.")
 LATER = {
-    "slices": ("layers of different models are not stacked yet", _WHOLE),
-    "modules": ("a model's modules are not merged one by one yet", _WHOLE),
     "tokenizer": _TOKENIZERS,
     "tokenizer_source": _TOKENIZERS,
     "chat_template": (f"chat templates are not set yet; {_DONOR}", "Leave it out."),
@@ -71,6 +74,9 @@ def _said(place: Place, error: Mapping[str, Any], words: Vocabulary) -> tuple[st
     if kind in ("model_type", "model_attributes_type"):
         expected = "a mapping of parameters to values" if name == "parameters" else "a mapping of keys to values"
         return f"{_shown(place)} = {value!r} is not {expected}", None
+    if name == "layer_range" or place[-2:-1] == ("layer_range",):
+        shown = f"{_shown(place)} = {value!r}"
+        return f"{shown} is not a range of layers", "Write two whole numbers: layer_range: [FROM, TO], TO not included."
     if kind == "too_short":
         return f"{name!r} is empty", None
     return f"{_shown(place)} = {value!r}: {error['msg'][:1].lower()}{error['msg'][1:]}", None
@@ -84,18 +90,31 @@ def _shown(place: Place) -> str:
 
 
 def _unknown_key(name: str, place: Place) -> tuple[str, str | None]:
-    known = TOP if len(place) == 1 else ("filter", "value") if "parameters" in place else ("model", "parameters")
+    around = [part for part in place[:-1] if isinstance(part, str)]
+    known = TOP if not around else ("filter", "value") if "parameters" in around else _INSIDE[_list_of(place)]
     near = did_you_mean(name, known)
     return f"unknown key {name!r}.{near}", f"Known here: {', '.join(known)}." if "Did" in near else None
 
 
+def _list_of(place: Place) -> str:
+    """The list or mapping whose entry has the key at ``place``."""
+    return "modules" if len(place) == 3 and place[0] == "modules" else str(place[-3])
+
+
+def _of_one_model(place: Place) -> bool:
+    """Whether this parameter stands with one model, and not with a slice, a module or the recipe."""
+    return str(place[-4]) in ("models", "sources") if len(place) >= 4 else False
+
+
 def _unknown_parameter(name: str, place: Place, words: Vocabulary) -> tuple[str, str]:
     see = f"See: nett show {words.card.key}"
-    own = place[0] == "models"
+    own = _of_one_model(place)
     if own and name in words.words:
         return (
             f"{name!r} is one value for the whole merge, so it cannot be set for one model",
-            "Move it to the recipe's own 'parameters', beside merge_method.",
+            "Move it to the 'parameters' of the slice, or of the recipe beside merge_method."
+            if "sources" in place
+            else "Move it to the recipe's own 'parameters', beside merge_method.",
         )
     renamed = next((w for w in words.words.values() if w.kernel == name), None)
     if renamed is not None:

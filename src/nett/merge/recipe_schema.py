@@ -86,6 +86,10 @@ _REFERENCE = {
     ],
 }
 Reference = Annotated[str, BeforeValidator(_model_reference), WithJsonSchema(_REFERENCE)]
+LayerRange = Annotated[
+    list[Annotated[int, Field(strict=True)]],
+    Field(min_length=2, max_length=2, description="[FROM, TO): layers by number, TO is one past the last."),
+]
 ElementType = Literal[tuple(prefix + d for d in DTYPES for prefix in ("", "torch."))]  # type: ignore[valid-type]
 
 
@@ -165,28 +169,63 @@ def _parameters(words: Vocabulary, *, each_only: bool) -> type[BaseModel]:
     return create_model(title, __config__=_STRICT, **fields)
 
 
+def _title(words: Vocabulary) -> str:
+    return "".join(part.title() for part in words.card.name.split("_"))
+
+
+def _contents(words: Vocabulary, shared: Any) -> dict[str, Any]:
+    """``models`` and ``slices``, which stand at the top or in a module."""
+    title = _title(words)
+    each: Any = (_parameters(words, each_only=True) | None, None)
+    model: Any = create_model(f"{title}Model", __config__=_STRICT, model=(Reference, ...), parameters=each)
+    source: Any = create_model(
+        f"{title}Source",
+        __config__=_STRICT,
+        model=(Reference, ...),
+        layer_range=(LayerRange, ...),
+        parameters=each,
+    )
+    one: Any = create_model(
+        f"{title}Slice",
+        __config__=_STRICT,
+        sources=(Annotated[list[source], MinLen(1)], ...),
+        base_model=(Reference | None, None),
+        residual_weight=(float | None, None),
+        parameters=shared,
+    )
+    return {
+        "models": (Annotated[list[model], MinLen(1)] | None, None),
+        "slices": (Annotated[list[one], MinLen(1)] | None, None),
+    }
+
+
 @cache
 def recipe_model(name: str) -> type[BaseModel]:
     """The pydantic model of the recipes of one method; keys that it does not name are forbidden."""
     card = recipe_cards()[name]
     words = vocabulary(card)
-    title = "".join(part.title() for part in card.name.split("_"))
-    fields: dict[str, Any] = {
-        "model": (Reference, ...),
-        "parameters": (_parameters(words, each_only=True) | None, None),
-    }
-    entry: Any = create_model(f"{title}Model", __config__=_STRICT, **fields)
+    shared: Any = (_parameters(words, each_only=False) | None, None)
+    contents = _contents(words, shared)
+    module: Any = create_model(
+        f"{_title(words)}Module", __config__=_one_of(("models", "slices")), **contents, parameters=shared
+    )
     spellings = tuple(dict.fromkeys((card.name, card.name.replace("_", "-"))))
-    fields = {
+    fields: dict[str, Any] = {
         "merge_method": (Literal[spellings], ...),
-        "models": (Annotated[list[entry], MinLen(1)], ...),
+        **contents,
+        "modules": (Annotated[dict[str, module], MinLen(1)] | None, None),
         "base_model": (Reference, ...) if "base" in card.needs else (Reference | None, None),
         "dtype": (ElementType | None, None),
         "out_dtype": (ElementType | None, None),
-        "parameters": (_parameters(words, each_only=False) | None, None),
+        "parameters": shared,
     }
-    config = ConfigDict(extra="forbid", title=f"{card.title} recipe")
-    return create_model(f"{title}Recipe", __config__=config, __doc__=card.summary, **fields)
+    config = _one_of(("models", "slices", "modules")) | ConfigDict(title=f"{card.title} recipe")
+    return create_model(f"{_title(words)}Recipe", __config__=config, __doc__=card.summary, **fields)
+
+
+def _one_of(keys: tuple[str, ...]) -> ConfigDict:
+    """Nothing but what is named, and exactly one of ``keys`` (checked by hand, published in the schema)."""
+    return ConfigDict(extra="forbid", json_schema_extra={"oneOf": [{"required": [k]} for k in keys]})
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -35,12 +35,27 @@ class Value:
 
 @final
 @dataclass(frozen=True)
+class Asked:
+    """One tensor of the output, and what its values depend on: the names under which its models hold it, in the
+    order of ``models`` (name for messages, place in the file, own parameters), and the scopes around them all."""
+
+    tensor: str
+    t: float
+    names: tuple[str, ...]
+    models: tuple[tuple[str, Place, Scope | None], ...]
+    scopes: tuple[Scope, ...]  # from the nearest to the recipe's own
+    place: Place = ("parameters",)
+
+
+@final
+@dataclass(frozen=True)
 class Row:
     """All values for one tensor: those for all models, and those of each tuned model in order."""
 
     t: float
     shared: Mapping[str, Value]
     each: tuple[Mapping[str, Value], ...]
+    models: tuple[str, ...]
 
 
 def depth_of(names: Sequence[str]) -> dict[str, float]:
@@ -80,57 +95,69 @@ def _plain(setting: Any, t: float) -> Any:
 
 @final
 class Resolver:
-    """Values by tensor. ``models`` are the tuned models' names for messages, each with its own scope, if any."""
+    """Values by tensor, of all the tensors that are ``asked`` for."""
 
-    def __init__(
-        self,
-        document: Document,
-        words: Vocabulary,
-        shared: Scope | None,
-        models: Sequence[tuple[str, Place, Scope | None]],
-        names: Sequence[str],
-    ) -> None:
-        self.document, self.words = document, words
-        self._shared = [shared] if shared else []
-        self._models = list(models)
-        self._depth = depth_of(names)
-        self.matches = self._count_matches(names)
+    def __init__(self, document: Document, words: Vocabulary, asked: Sequence[Asked]) -> None:
+        self.document, self.words, self._total = document, words, len(asked)
+        self._asked = {one.tensor: one for one in asked}
+        self.matches = self._count_matches(asked)
 
-    def _filters(self) -> Iterator[tuple[str, Place]]:
-        for scope in [*self._shared, *(own for _, _, own in self._models if own)]:
-            for name, setting in scope.settings.items():
-                for i, condition in enumerate(_conditions(setting)):
-                    wanted = condition.get("filter")
-                    if name in self.words.words and wanted is not None and wanted != "*":
-                        place = (*scope.place, name)
-                        yield wanted, (*place, i) if isinstance(setting, list) else place
+    def _filters(self, scope: Scope) -> Iterator[tuple[str, str, Place]]:
+        """(parameter, filter, place) of the conditions of one scope."""
+        for name, setting in scope.settings.items():
+            for i, condition in enumerate(_conditions(setting)):
+                wanted = condition.get("filter")
+                if name in self.words.words and wanted is not None and wanted != "*":
+                    place = (*scope.place, name)
+                    yield name, wanted, (*place, i) if isinstance(setting, list) else place
 
-    def _count_matches(self, names: Sequence[str]) -> list[tuple[str, Place, int]]:
+    def _reach(self, asked: Sequence[Asked]) -> tuple[dict[Place, Scope], dict[Place, list[tuple[str, ...]]]]:
+        """Every scope by its place, and the tensors that it holds for: the output's name first, then the names under
+        which the models that it speaks of hold it."""
+        scopes: dict[Place, Scope] = {}
+        reached: dict[Place, list[tuple[str, ...]]] = {}
+        for one in asked:
+            for scope in one.scopes:
+                scopes[scope.place] = scope
+                reached.setdefault(scope.place, []).append((one.tensor, *one.names))
+            for name, (_, _, own) in zip(one.names, one.models, strict=True):
+                if own is not None:
+                    scopes[own.place] = own
+                    reached.setdefault(own.place, []).append((one.tensor, name))
+        return scopes, reached
+
+    def _count_matches(self, asked: Sequence[Asked]) -> list[tuple[str, Place, int]]:
         """(filter, place, tensors that it matches) of every filter; one that matches none is an error."""
         found = []
-        for wanted, place in self._filters():
-            count = sum(wanted in name for name in names)
-            if not count:
-                raise UsageError(
-                    f"the filter {wanted!r} matches no tensor.{_nearest_part(wanted, names)}",
-                    where=f"{self.document.at((*place, 'filter'))} {self.words.card.key}",
-                    hint="A filter is a part of the tensor's name, as it stands; * and ? have no meaning in it.",
-                )
-            found.append((wanted, place, count))
+        self._scopes, reached = self._reach(asked)
+        for at, scope in self._scopes.items():
+            for parameter, wanted, place in self._filters(scope):
+                # What is set for a model is asked under that model's name for the tensor, as in mergekit.
+                first, last = (1, None) if self.words.words[parameter].each else (0, 1)
+                seen = [names[first:last] for names in reached[at]]
+                count = sum(any(wanted in name for name in names) for names in seen)
+                if not count:
+                    every = list(dict.fromkeys(name for names in seen for name in names))
+                    raise UsageError(
+                        f"the filter {wanted!r} matches no tensor.{_nearest_part(wanted, every)}",
+                        where=f"{self.document.at((*place, 'filter'))} {self.words.card.key}",
+                        hint="A filter is a part of the tensor's name, as it stands; * and ? have no meaning in it.",
+                    )
+                found.append((wanted, place, count))
         return found
 
     def row(self, tensor: str) -> Row:
         """Every parameter's value for one tensor. UsageError where a required one has none."""
-        t = self._depth[tensor]
-        shared = {w.name: self._value(w, tensor, t, self._shared, None, ("parameters",)) for w in self.words.shared}
+        one = self._asked[tensor]
+        shared = {w.name: self._value(w, tensor, one.t, one.scopes, None, one.place) for w in self.words.shared}
         each = tuple(
             {
-                w.name: self._value(w, tensor, t, [*([own] if own else []), *self._shared], model, place)
+                w.name: self._value(w, name, one.t, [*([own] if own else []), *one.scopes], model, place)
                 for w in self.words.each
             }
-            for model, place, own in self._models
+            for name, (model, place, own) in zip(one.names, one.models, strict=True)
         )
-        return Row(t, shared, each)
+        return Row(one.t, shared, each, tuple(model for model, _, _ in one.models))
 
     def _value(
         self, word: Word, tensor: str, t: float, scopes: Sequence[Scope], model: str | None, place: Place
@@ -186,12 +213,11 @@ class Resolver:
 
     def notes(self) -> list[str]:
         """What a reader of the plan should know: how many tensors each filter matches, and what has no effect."""
-        total = len(self._depth)
         said = [
-            f"filter {wanted!r} (line {self.document.line((*place, 'filter'))}) matches {count} of {total} tensors"
+            f"filter {wanted!r} (line {self.document.line((*place, 'filter'))}) matches {count} of {self._total} tensors"
             for wanted, place, count in self.matches
         ]
-        for scope in [*self._shared, *(own for _, _, own in self._models if own)]:
+        for scope in self._scopes.values():
             for name, setting in scope.settings.items():
                 if name in self.words.ignored:
                     line = self.document.line((*scope.place, name))
