@@ -85,7 +85,6 @@ CHANGES = {
     "models and modules": ("dtype: float32", "modules: {}", 13, ["both 'models' (line 3) and 'modules'"]),
     "tokenizer": ("dtype: float32", "tokenizer: {source: base}", 13, ["'tokenizer' is not supported"]),
     "tokenizer_source": ("dtype: float32", "tokenizer_source: union", 13, ["'tokenizer_source' is not supported"]),
-    "chat_template": ("dtype: float32", "chat_template: auto", 13, ["'chat_template' is not supported"]),
     "dtype": ("dtype: float32", "dtype: float23", 13, ["dtype = 'float23' is not one of", "Did you mean 'float32'"]),
     "out_dtype": ("dtype: float32", "out_dtype: int8", 13, ["out_dtype = 'int8' is not one of"]),
     "key twice": ("dtype: float32", "dtype: float32\ndtype: bfloat16", 14, ["has the key 'dtype' twice"]),

@@ -14,6 +14,7 @@ from nett.core.dtypes import DTYPES
 from nett.core.errors import NettError, UsageError
 from nett.core.layer_lists import recut
 from nett.merge.job import Edit, Job, TensorTask, labels_of, plan_lines
+from nett.merge.recipe_chat import plan_template
 from nett.merge.recipe_file import Recipe, load_recipe
 from nett.merge.recipe_lines import Cut, line_up
 from nett.merge.recipe_parts import Source
@@ -91,6 +92,7 @@ def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
         tasks = tuple(_promoted(task) for task in tasks)
     giver = ground if ground is not None else tuned[0]
     edit, said = _new_config(giver, cuts)
+    edits, told = plan_template(recipe, giver, [by_key[s.key] for s in recipe.sources])
     job = Job(
         card,
         _one_base(recipe, by_key),
@@ -100,9 +102,9 @@ def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
         tasks,
         cast=recipe.dtype,
         recipe=recipe.document.text,
-        notes=(*recipe.notes, *resolver.notes(), *_base_notes(recipe), *notes, *said),
+        notes=(*recipe.notes, *resolver.notes(), *_base_notes(recipe), *notes, *said, *told),
         giver=giver,
-        edits=(edit,) if edit is not None else (),
+        edits=(*((edit,) if edit is not None else ()), *edits),
     )
     return Planned(recipe, job, resolver, rows)
 

@@ -13,7 +13,7 @@ from nett.merge.recipe_schema import DTYPES, OWN
 from nett.merge.recipe_words import Vocabulary, written
 from nett.merge.recipe_yaml import Document, Place
 
-TOP = ("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "parameters")
+TOP = ("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "chat_template", "parameters")
 _INSIDE = {  # the keys of what stands in a list or mapping of this name
     "models": ("model", "parameters"),
     "sources": ("model", "layer_range", "parameters"),
@@ -25,7 +25,6 @@ _TOKENIZERS = (f"tokenizers are not merged yet; {_DONOR}", "Leave it out if all 
 LATER = {
     "tokenizer": _TOKENIZERS,
     "tokenizer_source": _TOKENIZERS,
-    "chat_template": (f"chat templates are not set yet; {_DONOR}", "Leave it out."),
 }
 
 

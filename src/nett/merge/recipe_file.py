@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from nett.core.dtypes import Dtype, dtype_named
 from nett.core.errors import UsageError
+from nett.merge.recipe_chat import check_template
 from nett.merge.recipe_checks import check_contents, check_slice
 from nett.merge.recipe_errors import as_usage_error, refuse_later
 from nett.merge.recipe_parts import Part, Slice, Source, parts_of
@@ -31,6 +32,7 @@ class Recipe:
     dtype: Dtype | None
     out_dtype: Dtype | None
     notes: tuple[str, ...] = ()
+    chat_template: str | None = None
 
     def at(self, place: Place) -> str:
         """``recipe.yml:7 merge/ties``."""
@@ -95,7 +97,9 @@ def check_recipe(document: Document) -> Recipe:
         dtype_named(plain["dtype"]) if plain.get("dtype") else None,
         dtype_named(plain["out_dtype"]) if plain.get("out_dtype") else None,
         tuple(_without_effect(document, plain)),
+        plain.get("chat_template"),
     )
+    check_template(recipe)
     for one in recipe.slices:
         check_slice(recipe, one)
     return recipe

@@ -36,14 +36,16 @@ def _wrong(what: str) -> PydanticCustomError:
 def _model_reference(value: Any) -> str:
     """A model as text: the mapping form ``{model: …, lora: …}`` becomes ``model+lora``."""
 
-    def path(part: Any) -> str:
+    def path_of(part: Any) -> str:
         if isinstance(part, dict):
             for key in part:
                 if key not in ("path", "revision"):
                     raise _wrong(f"unknown key {key!r} in a model; known: path, revision")
-            if part.get("revision") is not None:
-                raise _wrong("a revision needs a download, and nett reads folders on this machine only")
-            part = part.get("path")
+            revision = part.get("revision")
+            if revision is not None and (not isinstance(revision, str) or not revision):
+                raise _wrong(f"revision = {revision!r} is not the name of a branch, a tag or a commit")
+            path = part.get("path")
+            part = f"{path}@{revision}" if revision is not None and isinstance(path, str) else path
         if not isinstance(part, str) or not part:
             raise _wrong(f"{part!r} is not the path of a model")
         return part
@@ -51,11 +53,13 @@ def _model_reference(value: Any) -> str:
     if isinstance(value, dict) and "model" in value:
         for key, part in value.items():
             if key == "override_architecture" and part is not None:
-                raise _wrong("override_architecture has no meaning here: nett goes by tensor names")
+                raise _wrong(
+                    f"override_architecture = {part!r} has no meaning here, since nett goes by tensor names: leave it out"
+                )
             if key not in ("model", "lora", "override_architecture"):
                 raise _wrong(f"unknown key {key!r} in a model; known: model, lora")
-        return "+".join(path(value[key]) for key in ("model", "lora") if value.get(key) is not None)
-    return path(value)
+        return "+".join(path_of(value[key]) for key in ("model", "lora") if value.get(key) is not None)
+    return path_of(value)
 
 
 _PATH = {
@@ -63,14 +67,15 @@ _PATH = {
         {"type": "string", "minLength": 1},
         {
             "type": "object",
-            "properties": {"path": {"type": "string", "minLength": 1}, "revision": {"type": "null"}},
+            "properties": {"path": {"type": "string", "minLength": 1}, "revision": {"type": ["string", "null"]}},
             "required": ["path"],
             "additionalProperties": False,
         },
     ]
 }
 _REFERENCE = {
-    "description": "Folder or file of a model; BASE+ADAPTER applies a PEFT adapter.",
+    "description": "Folder or file of a model, or ORG/NAME in the local cache; PATH@REVISION; BASE+ADAPTER applies "
+    "a PEFT adapter.",
     "anyOf": [
         *_PATH["anyOf"],
         {
@@ -217,6 +222,7 @@ def recipe_model(name: str) -> type[BaseModel]:
         "base_model": (Reference, ...) if "base" in card.needs else (Reference | None, None),
         "dtype": (ElementType | None, None),
         "out_dtype": (ElementType | None, None),
+        "chat_template": (Annotated[str, Field(strict=True, min_length=1)] | None, None),
         "parameters": shared,
     }
     config = _one_of(("models", "slices", "modules")) | ConfigDict(title=f"{card.title} recipe")

@@ -19,25 +19,20 @@ def located(reference: str) -> str:
     return "+".join(_place(part) for part in reference.split("+"))
 
 
-def is_here(reference: str) -> bool:
-    """Whether all parts of a reference lie on this machine."""
-    return os.path.exists(reference) or all(os.path.exists(_place(part)) for part in reference.split("+"))
-
-
 def opens_as(reference: str) -> str:
     """What :func:`nett.core.checkpoint.open_checkpoint` is given for a reference: unchanged where it is a path."""
-    if os.path.exists(reference):
-        return reference
-    places = [(part, _place(part)) for part in reference.split("+")]
-    return "+".join(place if os.path.exists(place) and not os.path.exists(part) else part for part, place in places)
+    parts = [reference] if os.path.exists(reference) else reference.split("+")
+    places = [(part, _place(part)) for part in parts]
+    return "+".join(place if place != os.path.abspath(part) else part for part, place in places)
 
 
 def called(reference: str) -> str | None:
     """How a model from the cache is called: ``name`` of ``org/name@revision``; None for plain paths."""
-    first = reference.split("+")[0]
-    if os.path.exists(reference) or os.path.exists(first):
+    first = reference if os.path.exists(reference) else reference.split("+")[0]
+    if _place(first) == os.path.abspath(first):
         return None
-    return first.partition("@")[0].rpartition("/")[2] or None
+    name = first.partition("@")[0].rpartition("/")[2]
+    return name.rpartition("--")[2] or None
 
 
 def why_missing(reference: str) -> str | None:
