@@ -9,6 +9,10 @@ _EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
     "embed_in.weight", "shared.weight",
 )  # fmt: skip
+_POSITIONS = (
+    "wpe.weight", "embed_positions.weight", "position_embedding.weight", "position_embeddings.weight",
+    "token_type_embeddings.weight", "token_embedding.weight", "relative_attention_bias.weight",
+)  # fmt: skip
 _HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
@@ -49,6 +53,11 @@ def natural(name: str) -> list[tuple[int, str]]:
 def is_vocabulary(name: str) -> bool:
     """Whether a tensor is called as those with a row for each token are: embeddings and output heads."""
     return _ends(name, _EMBEDDINGS) or is_head(name)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as tables are that are looked up by row: tokens, positions, kinds of tokens."""
+    return _ends(name, _EMBEDDINGS) or ("." + name).endswith(tuple("." + e for e in _POSITIONS))
 
 
 def is_head(name: str) -> bool:

@@ -163,6 +163,7 @@ class Card:
     identity: Mapping[str, Any] | None = None  # parameters under which one input comes back unchanged
     symmetric: bool = False  # the order of the models is irrelevant
     rows: bool | Mapping[str, Any] = False  # a stream of rows, always or with these values of parameters
+    carries: bool = False  # goes through the models one by one, and can go on from a state
 
     @property
     def key(self) -> str:
@@ -171,6 +172,10 @@ class Card:
     def view(self, parameters: Mapping[str, Any]) -> View:
         """What the kernel sees of a tensor at a time, with these parameters."""
         return view_of(self.grain, self.rows, parameters)
+
+    def takes(self, option: str) -> bool:
+        """Whether an option of the room's engine means anything to this method."""
+        return self.carries or option != "state"
 
     def parameter(self, name: str) -> Parameter | None:
         bare = name.replace("-", "_")
@@ -251,6 +256,7 @@ def method(
     identity: Mapping[str, Any] | None = None,
     symmetric: bool = False,
     rows: bool | Mapping[str, Any] = False,
+    carries: bool = False,
 ) -> Callable[[F], F]:
     """Register a kernel. All arguments must be literals, since they are read without running the file.
 
@@ -260,6 +266,7 @@ def method(
     user's paths itself. mergekit: how recipes of that tool speak of this method.
     identity: parameters under which one input comes back unchanged. symmetric: the order of the models is irrelevant.
     rows: a kernel of grain ``stream`` sees rows, always or where a parameter has one of these values.
+    carries: the kernel goes through the models one by one and asks for what it carries (:mod:`nett.core.carrying`).
     """
 
     def register(kernel: F) -> F:
