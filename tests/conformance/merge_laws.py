@@ -357,7 +357,7 @@ def large_models(root: Path) -> dict[str, list[str]]:
     for family, count in (("one", 12), ("four", 48)):
         for model in range(4):
             values = rounded(block + np.float32(0.01) * np.roll(block, 7 * model + 1) * (model > 0), "BF16")
-            tensors = {f"layer.{i}": values.reshape(1024, 512) for i in range(count)}
+            tensors = {f"layer.{i}": values.reshape(8192, 64) for i in range(count)}
             write_tensors(root / family / f"m{model}" / "model.safetensors", tensors, "BF16")
             found.setdefault(family, []).append(str(root / family / f"m{model}"))
     return found

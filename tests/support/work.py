@@ -55,13 +55,13 @@ def warm() -> None:
 
 def small_pieces(chunk: int, small: int, mark: int) -> None:
     """Make the engine cut even tiny models into many chunks, and journal often."""
-    from nett.merge import engine, job, restoring, stream, verifying
+    from nett.merge import carrier, engine, job, restoring, stream, verifying
 
     for module in (job, restoring, stream, verifying):
         module.CHUNK = chunk  # type: ignore[attr-defined]
     stream.SMALL = small
     engine.SMALL = small
-    engine.MARK_BYTES = mark
+    engine.MARK_BYTES = carrier.MARK_BYTES = mark
 
 
 def merge(
@@ -71,6 +71,7 @@ def merge(
     out: str,
     base: str | None = None,
     parameters: dict[str, Any] | None = None,
+    state: str | None = None,
     chunk: int = 1 << 17,
     small: int = 16 << 17,
     mark: int = 64 << 20,
@@ -83,6 +84,8 @@ def merge(
     small_pieces(chunk, small, mark)
     ground = Path(base) if base is not None else None
     card = find_card(f"merge/{method}")
+    if state is not None:
+        options["state"] = Path(state)
     return engine.run(card, models, parameters or {}, out=Path(out), base=ground, speak=False, **options)
 
 

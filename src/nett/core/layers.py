@@ -9,8 +9,8 @@ _EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
     "embed_in.weight", "shared.weight",
 )  # fmt: skip
-_POSITIONS = (
-    "wpe.weight", "embed_positions.weight", "position_embedding.weight", "position_embeddings.weight",
+_TABLES = (
+    "embed.weight", "embedding.weight", "embeddings.weight", "wpe.weight", "embed_positions.weight", "position_embedding.weight", "position_embeddings.weight",
     "token_type_embeddings.weight", "token_embedding.weight", "relative_attention_bias.weight",
 )  # fmt: skip
 _HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
@@ -57,7 +57,7 @@ def is_vocabulary(name: str) -> bool:
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor is called as tables are that are looked up by row: tokens, positions, kinds of tokens."""
-    return _ends(name, _EMBEDDINGS) or ("." + name).endswith(tuple("." + e for e in _POSITIONS))
+    return _ends(name, _EMBEDDINGS) or ("." + name).endswith(tuple("." + e for e in _TABLES))
 
 
 def is_head(name: str) -> bool:

@@ -24,6 +24,8 @@ from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.core.standing import beyond_measured
+from nett.merge.carrier import Carrier, carrier_of
+from nett.merge.carrying import plan_carrying
 from nett.merge.job import Job, labels_of, plan_tensors
 from nett.merge.outputs import Figures, file_plan, finisher, model_figures, outputs_of, pieces, tensor_figures
 from nett.merge.stream import SMALL, Stream
@@ -43,6 +45,7 @@ def run(
     threads: Annotated[int, Between(0, 64)] = 0,
     speak: bool = True,
     eval: str | None = None,
+    state: Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -57,10 +60,14 @@ def run(
         speak: afterwards load the result in a process of its own and compare its perplexity with the inputs'.
         eval: command that judges a model, for parameters set to auto: {model} becomes a path, {task} a name; the
             last line it prints is a number, larger is better.
+        state: folder that holds what is merged already and is brought up to date: models that come later are merged in
+            without the earlier ones, and models that are in it are left out.
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
     """
     parameters = card.resolve(given)
+    if state is not None and not card.carries:
+        raise UsageError("keeps no state, so --state means nothing to it", where=card.key)
     if "auto" in parameters.values():
         from nett.merge.tuning import tuned_parameters
 
@@ -76,6 +83,7 @@ def run(
             shard_size=shard_size,
             threads=threads,
             speak_check=speak,
+            state=state,
             overwrite=overwrite,
             dry_run=dry_run,
             options={"shard_size": shard_size} | ({"dtype": dtype} if dtype is not None else {}),
@@ -123,6 +131,7 @@ def execute(
     shard_size: str = "5GB",
     threads: int = 0,
     speak_check: bool = True,
+    state: Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -133,7 +142,10 @@ def execute(
     """
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
-    check_target(out, needed, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
+    carrying = plan_carrying(job, state, out) if job.card.carries else None
+    job = carrying.job if carrying else job
+    room = needed + (carrying.scratch if carrying else 0)
+    check_target(out, room, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
     figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
     if dry_run:
         return {
@@ -150,17 +162,20 @@ def execute(
             "parameters": job.parameters,
             "recipe": job.recipe,
             "shard_size": shard_size,
-            "inputs": [file_state(f) for c in job.checkpoints for f in c.files],
+            "inputs": carrying.identity if carrying else [file_state(f) for c in job.checkpoints for f in c.files],
             "tensors": [(t.name, t.dtype.name, t.parameters) for t in job.tasks],
         }
     )
     began = time.monotonic()
     with staged(out, key) as staging:
-        hashes = receipts.InputHashes([f for c in job.checkpoints for f in c.files])
-        outputs, found = _write(job, files, staging, thread_count(threads))
+        hashes = carrying.hashes if carrying else receipts.InputHashes([f for c in job.checkpoints for f in c.files])
+        with carrier_of(carrying, staging) as carrier:
+            outputs, found = _write(job, files, staging, thread_count(threads), carrier)
         outputs += _write_side_files(job, staging)
         report.end()
         receipt = _receipt(job, outputs, found, hashes.result(), began, out)
+        if carrying and carrying.folder:
+            receipt["state"] = carrying.as_record()
         receipt["options"] = dict(options) if options is not None else {"shard_size": shard_size}
         _look_after(job, staging, receipt, speak_check)
         receipt["seconds"] = round(time.monotonic() - began, 3)
@@ -184,6 +199,8 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
     largest = max(t.step for t in job.tasks)
     models = len(job.tuned) + 1
     per_thread = largest * 4 * (3 * models + 4)
+    if job.card.carries:  # one model at a time, and float64 matrices of the shorter side
+        per_thread = max(t.step * 4 * 6 + 8 * 8 * min(t.shape, default=1) ** 2 for t in job.tasks)
     waiting = SMALL * 4 * 2 * threads
     return {
         "method": job.card.key,
@@ -198,13 +215,15 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _write(job: Job, files: Sequence[Any], staging: Staging, threads: int) -> tuple[list[dict[str, Any]], Figures]:
+def _write(
+    job: Job, files: Sequence[Any], staging: Staging, threads: int, carrier: Carrier | None
+) -> tuple[list[dict[str, Any]], Figures]:
     """Survey and write all tensors, going on from the journal. Returns the output records and the figures."""
     pool = Pool(threads)
-    stream = Stream(job, pool, report.step)
+    stream = Stream(job, pool, report.step, carrier)
     figures, first, marks = Figures(), 0, None
     for entry in staging.entries:
-        if "known" in entry:
+        if "known" in entry and (carrier is None or carrier.whole):
             stream.model_known = {(level, i): (known, done) for level, i, known, done in entry["known"]}
         if "task" in entry:
             first, marks = entry["task"], entry["files"]
@@ -214,6 +233,8 @@ def _write(job: Job, files: Sequence[Any], staging: Staging, threads: int) -> tu
     restore = getattr(importlib.import_module(job.card.module), job.card.restore) if job.card.restore else None
 
     def journal_known() -> None:
+        if carrier is not None:
+            carrier.complete()
         staging.record(known=[[level, i, known, done] for (level, i), (known, done) in stream.model_known.items()])
         report.begin("reading again", sum(c.nbytes for c in job.checkpoints))
 
@@ -221,6 +242,8 @@ def _write(job: Job, files: Sequence[Any], staging: Staging, threads: int) -> tu
     try:
         report.begin("reading", sum(c.nbytes for c in job.checkpoints))
         tensors = stream.survey_model(journal_known)
+        if carrier is not None:
+            carrier.complete()
         report.begin("merging", sum(f.nbytes for f in files))
         unsynced = 0
         position = first

@@ -97,6 +97,13 @@ class Job:
         return tuple({id(c): c for c in found}.values())
 
     @property
+    def wide(self) -> bool:
+        """Whether any number of the merge is read as float64."""
+        if self.cast is not None:
+            return self.cast.name == "F64"
+        return any(o.info.dtype.name == "F64" for t in self.tasks if not t.copied for o in t.operands)
+
+    @property
     def donor(self) -> Checkpoint:
         """Who gives config and tokenizer: the base, else the first model."""
         if self.giver is not None:

@@ -51,18 +51,18 @@ def opcm(
     (name,) = yield [TensorName()]
     linear = base.ndim == 2 and not is_embedding(name)
 
+    def onto(merged: Array | None, delta: Array) -> tuple[Array, float]:
+        square = dot(delta, delta)
+        if merged is None:
+            return delta, square
+        return with_projected(merged, delta, alpha) if linear else np.asarray(merged + delta), square
+
     def fold(merged: Array | None, squares: list[float]) -> tuple[Array, list[float]]:
         squares = list(squares)
-        for model in tuned:
-            delta = np.asarray(model - base)
-            squares.append(dot(delta, delta))
-            if merged is None:
-                merged = delta
-            elif linear:
-                merged = with_projected(merged, delta, alpha)
-            else:
-                merged = merged + delta
-        return (np.zeros_like(base) if merged is None else np.asarray(merged)), squares
+        for place in range(len(tuned)):  # no name for the model: the one before is let go before the next is read
+            merged, square = onto(merged, np.asarray(tuned[place] - base))
+            squares.append(square)
+        return (np.zeros_like(base) if merged is None else merged), squares
 
     ((merged, squares),) = yield [Carried(fold)]
     parts = {str(i): square for i, square in enumerate(squares)} | {"merged": dot(merged, merged)}
@@ -127,7 +127,7 @@ def _closed(singular: Array, alpha: float) -> int:
     At alpha = 1 all: there the last bit of the sums would decide between all and all but one.
     """
     if alpha == 1:
-        return len(singular)
+        return int(singular.size)
     return int(np.count_nonzero(np.cumsum(singular) <= alpha * np.sum(singular)))
 
 
@@ -139,7 +139,7 @@ def _masked(seen: Array, closed: int) -> Array:
 
 
 def _step(matrix: Array) -> int:
-    return max(1, _BLOCK // matrix.shape[1])
+    return max(1, _BLOCK // int(matrix.shape[1]))
 
 
 def _float64(rows: Array) -> Array:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from nett.core.carrying import Carried
 from nett.core.dtypes import Array, decode, encode
 from nett.core.errors import NettError, Refused
 from nett.core.finite import count_non_finite
 from nett.core.passes import Ask, Chunk, Waiting, advance
 from nett.core.runner import Pool
 from nett.merge.job import CHUNK, Job, Operand, TensorTask
+
+if TYPE_CHECKING:
+    from nett.merge.carrier import Carrier
 
 SMALL = 16 * CHUNK  # tensors up to here are one thread's work from survey to result
 HELD = 32 << 20  # bytes of a tensor's operands that one thread keeps from survey to result
@@ -24,22 +28,31 @@ Run = tuple[TensorTask, int, int]  # chunks of a tensor: from, to
 Known = dict[tuple[int, int], tuple[Any, bool]]
 
 
-def _has_float64(job: Job) -> bool:
-    """Whether any number of the merge is read as float64."""
-    if job.cast is not None:
-        return job.cast.name == "F64"
-    return any(o.info.dtype.name == "F64" for t in job.tasks if not t.copied for o in t.operands)
+@final
+class Models(Sequence[Array]):
+    """The models of one chunk, each read when it is asked for and not held."""
+
+    def __init__(self, count: int, read: Callable[[int], Array]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return self._read(place)
 
 
 @final
 class Stream:
     """One job's passes. ``model_known`` holds what is settled over the whole model, and can be journalled."""
 
-    def __init__(self, job: Job, pool: Pool, on_bytes: Callable[[int], None]) -> None:
-        self.job, self.pool, self.on_bytes = job, pool, on_bytes
+    def __init__(self, job: Job, pool: Pool, on_bytes: Callable[[int], None], carrier: Carrier | None = None) -> None:
+        self.job, self.pool, self.on_bytes, self.carrier = job, pool, on_bytes, carrier
         self.kernel = job.card.kernel()
         # One width for the whole job: what is asked of the model is counted over the bits of all tensors together.
-        self._kind = np.float64 if _has_float64(job) else np.float32
+        self._kind = np.float64 if job.wide or (carrier is not None and carrier.wide) else np.float32
         self.model_known: Known = {}
         self._held = threading.local()  # .operands: chunk -> what was read, while one thread goes over a tensor again
         self._rounds = 0  # over the whole model; every element has been looked at after the first
@@ -61,7 +74,10 @@ class Stream:
         return task.shaped(values)
 
     def _operands(self, task: TensorTask, start: int, stop: int, fresh: bool) -> list[Any]:
-        tuned = [self._values(o, task, start, stop, fresh) for o in task.tuned]
+        def read(place: int) -> Array:
+            return self._values(task.tuned[place], task, start, stop, fresh)
+
+        tuned = Models(len(task.tuned), read) if self.job.card.carries else [*map(read, range(len(task.tuned)))]
         if "base" not in self.job.card.operands:
             return [tuned]
         if task.base is None:  # a method that can do without
@@ -84,7 +100,10 @@ class Stream:
                 settled, done = self._known(ask, level, i, known)
                 if not done:
                     return None
-                answers.append(ask.tell(settled, self._chunk(ask, task, index)))
+                if isinstance(ask, Carried) and self.carrier is not None:
+                    answers.append(self.carrier.answer(ask, task))
+                else:
+                    answers.append(ask.tell(settled, self._chunk(ask, task, index)))
             return answers
 
         return advance(self.kernel(*operands, **task.parameters), told), operands

@@ -86,6 +86,14 @@ def _task(folder: Path, receipt: Mapping[str, Any], row: Mapping[str, Any]) -> C
     }
 
 
+def _there(model: Mapping[str, Any], base: Path | None) -> bool:
+    """Whether a model of a state still lies where it lay, with the same files."""
+    if not Path(model["path"]).exists():
+        return False
+    with open_checkpoint(model["path"], base=base) as found:
+        return bool([receipts.file_sha256(f) for f in found.files] == model["sha256"])
+
+
 def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
     """Do the work again beside the output and compare the hashes of all weights."""
     from nett.merge import engine
@@ -108,6 +116,12 @@ def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
             card = find_card(f"{receipt['room']}/{receipt['method']}")
             base = next((Path(i["path"]) for i in receipt["inputs"] if i["role"] == "base"), None)
             models = [i["path"] for i in receipt["inputs"] if i["role"] == "model"]
+            if "state" in receipt:  # gone on from a state that this run replaced: all its models again, in one go
+                models = [m["path"] for m in receipt["state"]["models"]]
+                gone = [m for m in receipt["state"]["models"] if not _there(m, base)]
+                if gone:
+                    detail = f"{gone[0]['path']} is not there any more, so it was not done again"
+                    return {"name": "rerun", "ok": True, "detail": detail}
             made = engine.run(card, models, receipt["parameters"], base=base, out=out, speak=False, **options)
     except NettError as error:
         return {"name": "rerun", "ok": False, "detail": f"could not be done: {error}"}
