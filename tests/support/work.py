@@ -183,6 +183,24 @@ def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any
     return taken
 
 
+def renames(*, call: str, **arguments: Any) -> list[int]:
+    """Do the work and return at which of its write steps something is renamed."""
+    taken: list[str] = []
+
+    def watched(name: str, real: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if not _for_numba():
+                taken.append(name)
+            return real(*args, **kwargs)
+
+        return step
+
+    for name in STEPS:
+        setattr(os, name, watched(name, getattr(os, name)))
+    globals()[call](**arguments)
+    return [i for i, name in enumerate(taken) if name == "rename"]
+
+
 def _for_numba() -> bool:
     """Whether numba is saving what it compiled, which it does the first time only."""
     frame = sys._getframe(2)

@@ -52,7 +52,7 @@ def open_sha256(fd: int, size: int | None = None) -> str:
     """sha256 of an open file from its start, of ``size`` bytes at most: a file that grows would not end."""
     digest, at = hashlib.sha256(), 0
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    block = memoryview(bytearray(_BLOCK if size is None else max(1, min(_BLOCK, size))))
+    block = memoryview(bytearray(max(1, min(_BLOCK, os.fstat(fd).st_size if size is None else size))))
     while got := os.preadv(fd, [block if size is None else block[: min(_BLOCK, size - at)]], at):
         digest.update(block[:got])
         at += got

@@ -20,7 +20,7 @@ from nett.core.checkpoint.safetensors import read_header
 from nett.core.checkpoint.writer import FileSpec
 from nett.core.dtypes import Array
 from nett.core.errors import NettError, Refused
-from nett.core.staging import Staging, staged
+from nett.core.staging import Staging, replaced_path, staged
 from nett.merge.carrying import Carrying
 from nett.merge.job import TensorTask
 from nett.merge.state import STATE, TENSORS, State, read_state
@@ -36,15 +36,18 @@ def carrier_of(plan: Carrying | None, staging: Staging) -> Iterator[Carrier | No
         return
     inside = plan.folder is None
     folder = plan.folder or staging.path / "carried"
-    before = read_state(folder) if inside else plan.before  # inside: left by a run that died while it was writing
+    if not inside and replaced_path(folder).exists():  # a kill cut the replacement in two; opening it mends that
+        with staged(folder, plan.key) as left:
+            if not left.resumed:
+                left.discard()
+    before = read_state(folder)  # inside: left by a run that died while it was writing
     with ExitStack() as stack:
         own = None
         if before is None or before.hashes != [m.sha256 for m in plan.models]:
             own = stack.enter_context(staged(folder, plan.key))
-            now = read_state(folder)
-            if (now and now.hashes) != (before and before.hashes):
+            before = read_state(folder)
+            if not inside and (before and before.hashes) != (plan.before and plan.before.hashes):
                 raise Refused("was changed by another run just now", where=folder, hint="Run the same command again.")
-            before = now
         carrier = Carrier(plan, before, own)
         try:
             yield carrier
