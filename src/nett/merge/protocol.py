@@ -4,7 +4,11 @@ A merge is a pure kernel ``method(base, tuned, *, parameters) -> merged`` (witho
 ``base`` is an array (or None, where the card's ``needs`` do not name it and no base is given), ``tuned`` a sequence
 of arrays of the same shape, in the order given. Kernels of grain ``stream`` see flat float32 (or float64) chunks,
 those of ``rows`` some rows at a time in their shape; of grain ``tensor``, whole tensors. A kernel that must know
-something of the whole tensor or model yields asks (:mod:`nett.core.passes`).
+something of the whole tensor or model yields asks (:mod:`nett.core.passes`), also for the tensor's name.
+
+A kernel whose card says ``carries`` goes through ``tuned`` once, in order, and asks for what it carries from model to
+model (:mod:`nett.core.carrying`); the engine reads each model when it is asked for, keeps what is carried on disk, and
+with ``--state`` goes on from what earlier runs left. What is carried must not depend on where the models are cut.
 
 What it returns is one array, or a mapping from the names in the card's ``outputs`` to arrays: ``name`` holds one
 array, ``name*`` a list with one for each model, ``:bits`` behind it booleans, stored as packed bits. ``restore`` names
