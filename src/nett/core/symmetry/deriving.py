@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nett.core.errors import Refused, UsageError, did_you_mean, missing_extra
-from nett.core.symmetry.groups import Symmetry
+from nett.core.symmetry.groups import Origin, Symmetry
 from nett.core.symmetry.proof import Proof, prove_module
 from nett.core.symmetry.shrunken import prove_config
 from nett.core.symmetry.trace import of_module
@@ -55,7 +56,7 @@ def proved_symmetry(
     if not symmetry.groups:
         said = "; ".join(str(r) for r in symmetry.refused) or "it has no hidden units"
         raise Refused(f"no group of units may change places: {said}", where=where)
-    return symmetry, proofs
+    return replace(symmetry, origin=Origin(module, example, None if module is not None else config)), proofs
 
 
 def network(named: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -109,11 +109,23 @@ class Refusal:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """What a symmetry was derived from, on which more can be proved: a torch module with an example of its input, or
+    the config of a transformers model."""
+
+    module: Any = None
+    example: Any = None
+    config: Mapping[str, Any] | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Symmetry:
     """All groups of a network. ``shapes`` holds every tensor; ``refused`` what is left as it is, with the reason.
 
     folds: normalisation layer -> the layer whose output it alone takes (where a BatchNorm can be folded into).
     aliases: tensor -> the other name under which the same tensor is stored (tied weights), where there is one.
+    origin: the code or config that it was derived from, where it is known.
     """
 
     groups: tuple[Group, ...]
@@ -121,6 +133,7 @@ class Symmetry:
     refused: tuple[Refusal, ...] = ()
     folds: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def group(self, name: str) -> Group:
         found = next((g for g in self.groups if g.name == name), None)

@@ -55,19 +55,19 @@ def prove(
     rng = np.random.default_rng(seed)
     before = [np.array(o, np.float64) for o in function(tensors)]
     orders = {g.name: _moving(rng, g.size) for g in symmetry.groups}
-    together = _change(before, function(symmetry.apply(tensors, orders)))
+    together = largest_change(before, function(symmetry.apply(tensors, orders)))
     proofs = []
     for group in symmetry.groups:
         order, change = orders[group.name], together
         if not together <= TOLERANCE:  # which of them is it?
-            change = _change(before, function({**tensors, **group.permuted(tensors, order)}))
+            change = largest_change(before, function({**tensors, **group.permuted(tensors, order)}))
         left = Group(group.name, group.unit, group.places[1:])
-        control = _change(before, function({**tensors, **left.permuted(tensors, order)}))
+        control = largest_change(before, function({**tensors, **left.permuted(tensors, order)}))
         proofs.append(Proof(group.name, change, control))
     proved = symmetry.without(Refusal(p.group, p.why) for p in proofs if not p.ok)
     if proved.groups and not together <= TOLERANCE:
         joint = proved.apply(tensors, {g.name: orders[g.name] for g in proved.groups})
-        change = _change(before, function(joint))
+        change = largest_change(before, function(joint))
         if not change <= TOLERANCE:
             why = f"each group alone kept the output, but all together changed it by {change:.1e}"
             proved = proved.without([Refusal(g.name, why) for g in proved.groups])
@@ -95,7 +95,7 @@ def _moving(rng: np.random.Generator, size: int) -> Array:
     return order if np.any(order != np.arange(size)) else np.roll(order, 1)
 
 
-def _change(before: Sequence[Array], after: Sequence[Array]) -> float:
+def largest_change(before: Sequence[Array], after: Sequence[Array]) -> float:
     """NaN where the outputs are not finite or nothing but zero, so that no comparison holds."""
     largest = max((float(np.max(np.abs(o))) for o in before if o.size), default=0.0)
     if not np.isfinite(largest) or largest == 0:
@@ -111,19 +111,8 @@ def prove_module(symmetry: Symmetry, module: object, example: object, *, seed: i
 
     assert isinstance(module, torch.nn.Module)
     model = copy.deepcopy(module).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    arguments = tuple(
-        torch.randn(a.shape, generator=generator, dtype=torch.float64)
-        if isinstance(a, torch.Tensor) and a.is_floating_point()
-        else a
-        for a in (example if isinstance(example, tuple) else (example,))
-    )
-    stored = {n: t.detach().numpy() for n, t in model.state_dict().items()}
-    shared = {a: b for a, b in symmetry.aliases.items() if b in stored}
-    tensors = scrambled(stored, seed=seed)
-    for alias, name in shared.items():
-        if alias > name:
-            tensors[alias] = tensors[name]
+    arguments = random_arguments(example, seed)
+    tensors = scrambled_state(model, symmetry, seed)
 
     def function(weights: Mapping[str, Array]) -> list[Array]:
         state = {n: torch.from_numpy(np.ascontiguousarray(w)) for n, w in weights.items()}
@@ -136,6 +125,31 @@ def prove_module(symmetry: Symmetry, module: object, example: object, *, seed: i
         return prove(symmetry, function, tensors, seed=seed)
     finally:
         torch.set_num_threads(threads)
+
+
+def random_arguments(example: object, seed: int) -> tuple[object, ...]:
+    """Random float64 arguments of the shapes of ``example``, a tensor or a tuple; what is no float stays."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(a.shape, generator=generator, dtype=torch.float64)
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+        else a
+        for a in (example if isinstance(example, tuple) else (example,))
+    )
+
+
+def scrambled_state(model: Any, symmetry: Symmetry, seed: int) -> dict[str, Array]:
+    """:func:`scrambled` for the state dict of a torch module; shared tensors stay equal."""
+    stored = {
+        n: t.detach().double().numpy() if t.is_floating_point() else t.numpy() for n, t in model.state_dict().items()
+    }
+    tensors = scrambled(stored, seed=seed)
+    for alias, name in symmetry.aliases.items():
+        if name in stored and alias > name:
+            tensors[alias] = tensors[name]
+    return tensors
 
 
 def float64_throughout() -> Any:

@@ -34,11 +34,11 @@ def prove_config(symmetry: Symmetry, config: Mapping[str, Any], *, seed: int = 0
     for alias, name in small.aliases.items():
         tensors[alias] = tensors[name]
     proved, proofs = prove(small, _function(model, seed), tensors, seed=seed)
-    failed = {_kind(r.name): r.why for r in proved.refused[len(small.refused) :]}
-    seen = {_kind(g.name) for g in small.groups}
+    failed = {kind_of(r.name): r.why for r in proved.refused[len(small.refused) :]}
+    seen = {kind_of(g.name) for g in small.groups}
     refused = []
     for group in symmetry.groups:
-        kind = _kind(group.name)
+        kind = kind_of(group.name)
         if kind in failed:
             refused.append(Refusal(group.name, failed[kind]))
         elif kind not in seen:
@@ -110,14 +110,20 @@ def small_model(config: Mapping[str, Any]) -> Any:
     return model.double().eval()
 
 
-def _function(model: Any, seed: int) -> Any:
+def small_inputs(model: Any, seed: int) -> dict[str, Any]:
+    """Random input for a small model, as keyword arguments."""
     import torch
 
     rng = np.random.default_rng(seed)
     if model.main_input_name == "pixel_values":
-        inputs = {"pixel_values": torch.from_numpy(rng.normal(size=(2, model.config.num_channels, 8, 8)))}
-    else:
-        inputs = {"input_ids": torch.from_numpy(rng.integers(2, _VOCAB, (2, _LENGTH)))}
+        return {"pixel_values": torch.from_numpy(rng.normal(size=(2, model.config.num_channels, 8, 8)))}
+    return {"input_ids": torch.from_numpy(rng.integers(2, _VOCAB, (2, _LENGTH)))}
+
+
+def _function(model: Any, seed: int) -> Any:
+    import torch
+
+    inputs = small_inputs(model, seed)
 
     def function(weights: Mapping[str, Array]) -> list[Array]:
         state = {n: torch.from_numpy(np.ascontiguousarray(w)) for n, w in weights.items()}
@@ -128,7 +134,7 @@ def _function(model: Any, seed: int) -> Any:
     return function
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """A group's name without its numbers: what is proved once for all layers and heads."""
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
