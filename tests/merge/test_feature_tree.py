@@ -1,0 +1,135 @@
+"""The order in which units merge, against plain NumPy that computes every distance anew from the vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nett.core.symmetry import Group, Place, Symmetry
+from nett.core.symmetry.folding import folds_of
+from nett.merge.feature_tree import feature_tree, squared_distances
+from nett.merge.feature_weights import features
+
+
+def greedy(vectors: np.ndarray, beta: float, max_ratio: float = 1.0) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """P38's loop on joint vectors ``[n, m]``: pairs merged and the clusters, every distance computed anew."""
+    means = {i: v.astype(np.float64) for i, v in enumerate(vectors)}
+    count = dict.fromkeys(means, 1)
+    labels = np.arange(len(vectors))
+    pairs = []
+    while len(means) > 1 and len(pairs) < max_ratio * len(vectors):
+        keys = sorted(means)
+        d = {(i, j): float(np.sum((means[i] - means[j]) ** 2)) for a, i in enumerate(keys) for j in keys[a + 1 :]}
+        i, j = min(d, key=lambda p: (d[p], p))
+        if d[i, j] > beta * max(d.values()):
+            break
+        means[i] = (count[i] * means[i] + count[j] * means[j]) / (count[i] + count[j])
+        count[i] += count[j]
+        del means[j]
+        labels[labels == j] = i
+        pairs.append((i, j))
+    return pairs, labels
+
+
+def one_layer(rng: np.random.Generator, units: int) -> tuple[Symmetry, dict[str, np.ndarray], np.ndarray]:
+    """A hidden layer: weights, bias, what reads it; and the joint vectors of its units."""
+    tensors = {
+        "fc1.weight": rng.normal(size=(units, 5)),
+        "fc1.bias": rng.normal(size=units),
+        "fc2.weight": rng.normal(size=(3, units)),
+    }
+    index = np.arange(units)[:, None]
+    places = (
+        Place("fc1.weight", 0, index, "producer"),
+        Place("fc1.bias", 0, index, "producer"),
+        Place("fc2.weight", 1, index, "consumer"),
+    )
+    symmetry = Symmetry((Group("fc1", "channel", places),), {n: t.shape for n, t in tensors.items()})
+    joint = np.column_stack([tensors["fc1.weight"], tensors["fc1.bias"], tensors["fc2.weight"].T])
+    return symmetry, tensors, joint
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("beta", [0.05, 0.2, 0.4, 1.0])
+def test_merges_are_those_of_the_plain_loop(seed: int, beta: float) -> None:
+    rng = np.random.default_rng(seed)
+    symmetry, tensors, joint = one_layer(rng, int(rng.integers(2, 40)))
+    tree = features(symmetry.groups[0], tensors, [], beta=1.0).tree
+    pairs, labels = greedy(joint, beta)
+    merges = tree.merges(beta)
+    assert [tuple(p) for p in tree.pairs[:merges].tolist()] == pairs
+    assert np.array_equal(tree.labels(merges), np.unique(labels, return_inverse=True)[1])
+    assert features(symmetry.groups[0], tensors, [], beta=beta).tree.merges(beta) == merges
+    for ratio in (0.0, 0.3, 0.5):
+        assert tree.merges(beta, ratio) == len(greedy(joint, beta, ratio)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 3), st.integers(0, 2**31))
+def test_ties_go_to_the_first_in_order(units: int, width: int, seed: int) -> None:
+    """On a coarse grid with one coordinate at a time many distances tie exactly, until means are taken."""
+    vectors = np.random.default_rng(seed).integers(-1, 2, (units, width)).astype(np.float64)
+    gram = vectors @ vectors.T
+    squared_distances(gram, np.unique(vectors, axis=0, return_inverse=True)[1].reshape(-1))
+    tree = feature_tree("g", gram, beta=0.0)
+    pairs, labels = greedy(vectors, 0.0)
+    assert [tuple(p) for p in tree.pairs.tolist()] == pairs
+    assert np.array_equal(tree.labels(len(pairs)), np.unique(labels, return_inverse=True)[1])
+
+
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_copies_are_counted_exactly_whatever_their_number(copies: int) -> None:
+    """Also where the outgoing weights were split: counted by the mean of their members, they stay equal."""
+    rng = np.random.default_rng(copies)
+    symmetry, tensors, _ = one_layer(rng, 8)
+    order = np.concatenate([np.arange(8), np.repeat(3, copies), np.repeat(5, copies)])
+    share = 1 / np.bincount(order)[order]
+    wide = {
+        "fc1.weight": tensors["fc1.weight"][order],
+        "fc1.bias": tensors["fc1.bias"][order],
+        "fc2.weight": tensors["fc2.weight"][:, order] * share,
+    }
+    index = np.arange(len(order))[:, None]
+    places = tuple(Place(p.tensor, p.axis, index, p.role) for p in symmetry.groups[0].places)
+    tree = features(Group("fc1", "channel", places), wide, [], beta=0.3).tree
+    assert tree.merges(0.0) == tree.merges(1e-6) == 2 * copies
+    assert np.array_equal(tree.labels(2 * copies), order)
+
+
+def test_equal_producers_alone_and_equal_directions() -> None:
+    rng = np.random.default_rng(3)
+    symmetry, tensors, _ = one_layer(rng, 6)
+    group = symmetry.groups[0]
+    tensors["fc1.weight"][4], tensors["fc1.bias"][4] = tensors["fc1.weight"][1], tensors["fc1.bias"][1]
+    assert features(group, tensors, [], beta=0.0).tree.merges(0.0) == 0
+    assert features(group, tensors, [], beta=0.0, match="producers").tree.merges(0.0) == 1
+    tensors["fc1.weight"][4] *= 3
+    tensors["fc1.bias"][4] *= 3
+    assert features(group, tensors, [], beta=1e-9, match="producers").tree.merges(1e-9) == 0
+    found = features(group, tensors, [], beta=1e-9, match="producers", normalize=True)
+    assert found.tree.merges(1e-9) == 1 and found.length is not None
+    np.testing.assert_allclose(found.length[4] / found.length[1], 3, rtol=1e-12)
+    tensors["fc2.weight"][:, 4] = tensors["fc2.weight"][:, 1] / 3
+    assert features(group, tensors, [], beta=1e-9, normalize=True).tree.merges(1e-9) == 1
+
+
+def test_a_folded_normalisation_is_its_scale_and_shift() -> None:
+    rng = np.random.default_rng(4)
+    mean, var, gamma, beta, bias = (rng.uniform(0.5, 2, 7) for _ in range(5))
+    tensors = {
+        "c.weight": rng.normal(size=(7, 2)), "c.bias": bias, "n.weight": gamma, "n.bias": beta, "n.running_mean": mean,
+        "n.running_var": var,
+    }  # fmt: skip
+    (fold,) = folds_of(Symmetry((), {}, folds={"n": "c"}), tensors, {"n": 1e-3})
+    x = rng.normal(size=2)
+    plain = gamma * (tensors["c.weight"] @ x + bias - mean) / np.sqrt(var + 1e-3) + beta
+    np.testing.assert_allclose(fold.scale * (tensors["c.weight"] @ x) + fold.shift, plain, rtol=1e-12)
+
+
+def test_one_unit_and_units_that_are_all_equal() -> None:
+    assert feature_tree("g", np.zeros((1, 1)), beta=1.0).merges(1.0) == 0
+    gram = np.ones((5, 5))
+    squared_distances(gram, np.zeros(5, np.int64))
+    assert feature_tree("g", gram, beta=0.0).merges(0.0) == 4
