@@ -20,8 +20,8 @@ def of_differences(root: Path, digests: Iterable[str]) -> float:
     total = 0.0
     with Library.open(root) as library:
         for digest in digests:
-            stored = library.opened(digest)
-            tuned, base = (library.read(d, 0, stored.nbytes) for d in (digest, str(stored.base)))
+            stored = library.objects.opened(digest)
+            tuned, base = (library.objects.read(d, 0, stored.nbytes) for d in (digest, str(stored.base)))
             unsigned = UNSIGNED[stored.mode.width]
             planes = (
                 difference(tuned.view(unsigned), base.view(unsigned))

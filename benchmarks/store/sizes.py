@@ -140,7 +140,7 @@ def bytes_of(store: Path, names: Iterable[str]) -> tuple[dict[str, int], list[st
             fresh = sorted(library.model(name).objects - seen)
             seen.update(fresh)
             held[name] = sum(object_path(store, d).stat().st_size for d in fresh)
-            differences += [d for d in fresh if library.opened(d).mode.needs_base]
+            differences += [d for d in fresh if library.objects.opened(d).mode.needs_base]
     return held, differences
 
 

@@ -132,7 +132,7 @@ def _loaded(store: Path, plain: Path, words: str, times: int, say: Say) -> list[
     with Library.open(store) as library:
         needed = set(library.model(model).objects)
         for digest in list(needed):
-            needed |= {held.digest for held in library.chain(digest)}
+            needed |= {held.digest for held in library.objects.chain(digest)}
     stored = [object_path(store, d) for d in needed]
     files = sorted(plain.glob("*.safetensors"))
 

@@ -38,7 +38,7 @@ def model() -> dict[str, Any]:
 def modes(store: Path) -> dict[str, str]:
     with Library.open(store) as library:
         (found,) = library.models()
-        return {n: str(library.opened(p.object).mode) for n, p in found.tensors.items()}
+        return {n: str(library.objects.opened(p.object).mode) for n, p in found.tensors.items()}
 
 
 def stored(store: Path) -> int:

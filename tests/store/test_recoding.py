@@ -97,7 +97,7 @@ def test_what_the_planner_chooses_now(tmp_path: Path, family: dict[str, Path]) -
     with Library.open(store) as library:
         assert library.model("m4").base == "base"
         part = max(library.model("m4").tensors.values(), key=lambda p: p.nbytes)
-        assert len(library.chain(part.object)) == 2
+        assert len(library.objects.chain(part.object)) == 2
     comes_back(store, {n: p for n, p in family.items() if n != "m1"}, tmp_path / "out")
 
 
@@ -139,11 +139,11 @@ def test_a_reader_that_gc_overtakes(tmp_path: Path, family: dict[str, Path]) -> 
     with Library.open(store) as reader:
         model = reader.model("m1")
         part = max(model.tensors.values(), key=lambda p: p.nbytes)
-        held = reader.opened(part.object)
+        held = reader.objects.opened(part.object)
         assert held.base is not None
         remove([f"{store}/base"])
         gc([str(store)], grace=0.0)
-        data = reader.read(part.object, 0, part.nbytes)
+        data = reader.objects.read(part.object, 0, part.nbytes)
     with open_checkpoint(family["m1"]) as plain:
         name = next(n for n, p in model.tensors.items() if p is part)
         assert data.tobytes() == plain.read(name).tobytes()
@@ -190,7 +190,7 @@ def test_a_base_that_was_lost_and_came_back_deeper(tmp_path: Path, family: dict[
     """What rested on it said that it rests on one difference, and now rests on two: that is written anew."""
     store = store_of(tmp_path / "store", family, "base", "m1")
     with Library.open(store) as library:
-        bases = {library.opened(p.object).base for p in library.model("m1").tensors.values()} - {None}
+        bases = {library.objects.opened(p.object).base for p in library.model("m1").tensors.values()} - {None}
     assert bases
     remove([f"{store}/base", f"{store}/m1"])
     for digest in bases:
@@ -198,7 +198,7 @@ def test_a_base_that_was_lost_and_came_back_deeper(tmp_path: Path, family: dict[
     add([str(family["m2"])], into=str(store))
     add([str(family["base"])], into=str(store))  # as a difference to m2
     with Library.open(store) as library:
-        assert any(library.opened(digest).depth for digest in bases)
+        assert any(library.objects.opened(digest).depth for digest in bases)
     add([str(family["m1"])], into=str(store))
     checks, hit = check_store(store, full=True)
     assert all(c["ok"] for c in checks) and not hit
@@ -303,7 +303,8 @@ def test_deep_chains(tmp_path: Path, monkeypatch: Any) -> None:
         add([str(models[f"m{i}"])], into=str(store))
     with Library.open(store) as library:
         depths = [
-            max(len(library.chain(p.object)) - 1 for p in library.model(m).tensors.values()) for m in sorted(models)
+            max(len(library.objects.chain(p.object)) - 1 for p in library.model(m).tensors.values())
+            for m in sorted(models)
         ]
     assert max(depths) == 6 and depths[:7] == list(range(7))
     comes_back(store, models, tmp_path / "out")
@@ -324,7 +325,7 @@ def test_a_limit_holds_along_what_is_stored(tmp_path: Path, hops: int) -> None:
         for call in calls:
             add([str(m) for m in call], into=str(tmp_path / store), max_restore_seconds=limit)
         with Library.open(tmp_path / store) as library:
-            deepest = max(len(library.chain(d)) - 1 for m in library.models() for d in m.objects)
+            deepest = max(len(library.objects.chain(d)) - 1 for m in library.models() for d in m.objects)
             assert 1 <= deepest <= hops
             assert all(m.seconds == limit for m in library.models())
 
@@ -348,12 +349,12 @@ def test_a_ring_is_an_error_and_no_loop(tmp_path: Path, family: dict[str, Path])
     store = store_of(tmp_path / "store", family, "base", "m1")
     with Library.open(store) as library:
         part = max(library.model("m1").tensors.values(), key=lambda p: p.nbytes)
-        own = library.opened(part.object)
+        own = library.objects.opened(part.object)
         assert own.base is not None
         blob = own.path.read_bytes().replace(str(own.base).encode(), part.object.encode())
     own.path.write_bytes(blob)
     with Library.open(store) as library:
         with pytest.raises(ProofFailed, match="rests on itself"):
-            library.read(part.object, 0, 10)
+            library.objects.read(part.object, 0, 10)
         assert with_bases(library, {part.object}) == {part.object}
     assert check_store(store, full=False)[1] or check_store(store, full=True)[1]

@@ -56,8 +56,9 @@ def add(
     from nett.core.progress import report
     from nett.core.runner import Pool, thread_count
     from nett.store.draft import SKIPPED, Draft
-    from nett.store.library import Library, checked_name
+    from nett.store.library import Library
     from nett.store.planning import choose_bases, in_order
+    from nett.store.records import checked_name
     from nett.store.stored import stored_units
     from nett.store.units import model_of
     from nett.store.writing import write_lacking
@@ -159,7 +160,7 @@ def _is_there(library: Library | None, draft: Draft, told: list[str]) -> bool:
         return False
     held = library.model(draft.name)
     if {(f.path, f.sha256) for f in held.files} == {(f.path, f.sha256) for f in draft.files}:
-        if not all(library.is_whole(digest) for digest in held.objects):
+        if not all(library.objects.is_whole(digest) for digest in held.objects):
             return False  # written again, where it is not whole
         told.append(f"{draft.name}: is in the store already")
         return True
@@ -203,7 +204,7 @@ def _finish(
     library: Library, one: Waiting, bases: Mapping[str, str], seconds: float | None, pool: Pool
 ) -> dict[str, Any]:
     """Write what is no unit's tensor, then the model."""
-    from nett.store.library import Model, Part
+    from nett.store.records import Model, Part
     from nett.store.units import model_of
     from nett.store.writing import write_lacking
 

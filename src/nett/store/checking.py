@@ -15,8 +15,9 @@ from nett.core.dtypes import Array
 from nett.core.errors import NettError
 from nett.core.progress import report
 from nett.core.runner import Pool, thread_count
-from nett.store.library import Library, Model
+from nett.store.library import Library
 from nett.store.objects import object_path
+from nett.store.records import Model
 
 Check = dict[str, Any]
 
@@ -53,7 +54,7 @@ def with_bases(library: Library, digests: set[str]) -> set[str]:
     found, todo = set(digests), list(digests)
     while todo:
         try:
-            base = library.opened(todo.pop()).base
+            base = library.objects.opened(todo.pop()).base
         except NettError:
             continue
         if base is not None and base not in found:
@@ -68,7 +69,7 @@ def _damaged(library: Library, digests: list[str], full: bool, threads: int) -> 
 
     def one(digest: str) -> str:
         try:
-            stored = library.opened(digest)
+            stored = library.objects.opened(digest)
             if not _falls(library, digest):
                 return "rests on more differences than its header says"
             if stored.end != os.path.getsize(stored.path):
@@ -113,7 +114,7 @@ def intact(library: Library, digest: str) -> bool:
 
 def _falls(library: Library, digest: str) -> bool:
     """Whether the depths that headers tell fall along an object's bases."""
-    return all(above.depth > below.depth for above, below in pairwise(library.chain(digest)))
+    return all(above.depth > below.depth for above, below in pairwise(library.objects.chain(digest)))
 
 
 def _size(library: Library, digest: str) -> int:
@@ -125,7 +126,7 @@ def _size(library: Library, digest: str) -> int:
 
 def blocks_of(library: Library, digest: str) -> Iterator[Array]:
     """All bytes of an object, block by block."""
-    for index in range(len(library.opened(digest))):
-        yield library.block(digest, index)
-    if not len(library.opened(digest)):
+    for index in range(len(library.objects.opened(digest))):
+        yield library.objects.block(digest, index)
+    if not len(library.objects.opened(digest)):
         yield np.empty(0, np.uint8)

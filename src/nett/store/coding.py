@@ -8,9 +8,10 @@ from typing import final
 from nett.core.codec import Mode
 from nett.core.dtypes import Array
 from nett.store.draft import Piece
-from nett.store.library import Library, Part
+from nett.store.library import Library
 from nett.store.objects import DEEPEST, Read, StoredObject
 from nett.store.planning import WORTH, best_mode, sampled
+from nett.store.records import Part
 
 
 @final
@@ -40,7 +41,7 @@ def own_mode(piece: Raw) -> tuple[Mode, float]:
 def with_base(library: Library, piece: Raw, base: str, own: float) -> tuple[Mode, float] | None:
     """Mode and bits a byte as a difference to an object of the same size, or None where that is not worth it beside
     ``own`` bits."""
-    ground = sampled(lambda at, count: library.read(base, at, count), piece.nbytes)
+    ground = sampled(lambda at, count: library.objects.read(base, at, count), piece.nbytes)
     mode, bits = best_mode(sampled(piece.read, piece.nbytes), piece.width, piece.nbytes, ground)
     return (mode, bits) if mode.needs_base and bits < WORTH * own else None
 
@@ -50,7 +51,7 @@ def coding(library: Library, piece: Raw, base: Part | None) -> tuple[Mode, Store
     own, bits = own_mode(piece)
     if base is None or not piece.tensor or base.nbytes != piece.nbytes:
         return own, None
-    held = library.opened(base.object)
+    held = library.objects.opened(base.object)
     if held.depth >= DEEPEST:
         return own, None
     better = with_base(library, piece, base.object, bits)

@@ -16,7 +16,7 @@ from nett.core.codec import BLOCK
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
 from nett.core.segments import segments_of
-from nett.store.library import Part, StoredFile
+from nett.store.records import Part, StoredFile
 from nett.store.units import Unit, units_of
 
 SKIPPED = (".git", ".nett-link", "__pycache__")  # folders that are no part of a model

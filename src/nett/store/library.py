@@ -15,118 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
-import hashlib
 import json
 import os
-import re
-import threading
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
 import nett
 from nett.core import receipt as receipts
-from nett.core.codec import BLOCK
-from nett.core.dtypes import Array
-from nett.core.errors import NettError, ProofFailed, Refused, UsageError, did_you_mean
+from nett.core.errors import ProofFailed, Refused, UsageError, did_you_mean
 from nett.core.staging import sync_folder
-from nett.store.objects import DEEPEST, StoredObject, object_path
+from nett.store import locks
+from nett.store.placing import make_folders, write_whole
+from nett.store.records import Model, checked_name
+from nett.store.shelf import Shelf
 
 FORMAT = 1
-_OPEN = 64  # objects that are held open
-
-
-@final
-@dataclass(frozen=True)
-class Part:
-    """One segment of a file: bytes ``offset:offset + nbytes`` of an object; ``name`` and ``width`` of the tensor,
-    if it is one."""
-
-    object: str
-    nbytes: int
-    offset: int = 0
-    name: str | None = None
-    width: int = 0
-
-
-@final
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a model; ``path`` is relative to the model's folder."""
-
-    path: str
-    nbytes: int
-    sha256: str
-    mode: int
-    mtime_ns: int
-    parts: tuple[Part, ...]
-
-
-def tensors_of(files: Iterable[StoredFile]) -> dict[str, Part]:
-    """The tensors of some files by name; of equal names in several files, the first."""
-    found: dict[str, Part] = {}
-    for file in files:
-        for part in file.parts:
-            if part.name is not None:
-                found.setdefault(part.name, part)
-    return found
-
-
-@final
-@dataclass(frozen=True)
-class Model:
-    """A model as the store knows it. ``single``: it was added as one file, not as a folder; ``base``: the model that
-    its first unit is a difference to; ``bases``: unit -> unit (:mod:`nett.store.units`); ``seconds``: the limit on
-    restoring it that it was added under."""
-
-    name: str
-    added: str
-    source: str
-    single: bool
-    base: str | None
-    files: tuple[StoredFile, ...]
-    bases: Mapping[str, str] = field(default_factory=dict)
-    seconds: float | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(f.nbytes for f in self.files)
-
-    @property
-    def tensors(self) -> dict[str, Part]:
-        """The tensors by name."""
-        return tensors_of(self.files)
-
-    @property
-    def objects(self) -> set[str]:
-        return {p.object for f in self.files for p in f.parts}
-
-    def as_bytes(self) -> bytes:
-        """The record; its last entry is the sha256 of all before it, so that a flipped bit is found."""
-        body = json.dumps({"nett": nett.__version__, **asdict(self)}, separators=(",", ":")).encode()
-        return body[:-1] + f',"sha256":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
-
-    @classmethod
-    def from_bytes(cls, blob: bytes) -> Model:
-        """ValueError where a bit of the record has changed."""
-        record = json.loads(blob)
-        told = record.get("sha256")  # not in the records of the first stores
-        body = blob.rpartition(b',"sha256":"')[0] + b"}"
-        if told is not None and told != hashlib.sha256(body).hexdigest():
-            raise ValueError("its bytes are not those that were written")
-        return cls.from_json(record)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Model:
-        files = tuple(StoredFile(**{**f, "parts": tuple(Part(**p) for p in f["parts"])}) for f in record["files"])
-        name, added, source = record["name"], record["added"], record["source"]
-        more = record.get("bases", {}), record.get("seconds")  # not in the records of the first stores
-        return cls(name, added, source, record["single"], record["base"], files, *more)
 
 
 @final
@@ -134,10 +38,7 @@ class Library:
     """An open store; see :meth:`open` and :meth:`create`. Reading is safe from several threads."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._open: dict[str, StoredObject] = {}
-        self._lock = threading.Lock()
-        self._own = threading.local()  # scratch of each thread
+        self.root, self.objects = root, Shelf(root)
 
     @classmethod
     def open(cls, root: Path) -> Library:
@@ -248,99 +149,8 @@ class Library:
         with contextlib.suppress(OSError), (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": now, "what": what, **more}) + "\n")
 
-    # -- objects ------------------------------------------------------------------------------------------------
-
-    def has(self, digest: str) -> bool:
-        return object_path(self.root, digest).is_file()
-
-    def opened(self, digest: str) -> StoredObject:
-        with self._lock:
-            found = self._open.get(digest)
-            if found is None:
-                if len(self._open) >= _OPEN:  # those that readers are at stay alive through their references
-                    self._open.pop(next(iter(self._open)))
-                found = self._open[digest] = StoredObject(self.root, digest)
-            return found
-
-    def forget(self, digest: str) -> None:
-        """Open an object anew when it is next asked for: it has been written anew."""
-        with self._lock:
-            self._open.pop(digest, None)
-
-    def is_whole(self, digest: str) -> bool:
-        """Whether an object and all that it rests on are there, by their headers."""
-        try:
-            self.chain(digest)
-        except NettError:
-            return False
-        return True
-
-    def chain(self, digest: str) -> list[StoredObject]:
-        """An object and what it rests on, one behind the other. ProofFailed where one is missing or does not fit."""
-        for _ in range(2):
-            try:
-                return self._chain(digest)
-            except ProofFailed as error:  # it was open while collection wrote it anew and took its old base away?
-                wrong = error
-                self.forget(digest)
-        raise wrong
-
-    def _chain(self, digest: str) -> list[StoredObject]:
-        found = [self.opened(digest)]
-        while found[-1].mode.needs_base:
-            try:
-                base = self.opened(str(found[-1].base))
-            except ProofFailed:
-                self.forget(found[-1].digest)
-                raise
-            if base.nbytes != found[0].nbytes:
-                raise ProofFailed("rests on a base of another size", where=found[0].path)
-            if len(found) > 2 * DEEPEST:
-                raise ProofFailed("rests on itself, over others", where=found[0].path)
-            found.append(base)
-        return found
-
-    def block(self, digest: str, index: int, out: Array | None = None) -> Array:
-        """Block ``index`` of an object, decoded, with all the bases that it rests on; into ``out`` if that is given."""
-        chain = self.chain(digest)
-        count = min(BLOCK, chain[0].nbytes - index * BLOCK)
-        if out is None:
-            out = np.empty(count, np.uint8)
-        base: Array | None = None
-        for depth in range(len(chain) - 1, -1, -1):
-            found = self._scratch(depth % 2)[:count] if depth else out
-            chain[depth].decode(index, base, found)
-            base = found
-        return out
-
-    def _scratch(self, which: int) -> Array:
-        """One of two blocks that a thread decodes bases into: a new one each time would cost more than to fill it."""
-        if not hasattr(self._own, "blocks"):
-            self._own.blocks = np.empty((2, BLOCK), np.uint8)
-        return self._own.blocks[which]  # type: ignore[no-any-return]
-
-    def read(self, digest: str, offset: int, count: int, out: Array | None = None) -> Array:
-        """Bytes ``offset:offset + count`` of what an object holds; into ``out`` if that is given."""
-        if out is None:
-            out = np.empty(count, np.uint8)
-        whole = self.opened(digest).nbytes
-        done = 0
-        while done < count:
-            index, inside = divmod(offset + done, BLOCK)
-            take = min(count - done, min(BLOCK, whole - index * BLOCK) - inside)
-            if take <= 0:
-                raise ProofFailed(f"holds {whole:,} bytes, {offset + count:,} are needed", where=digest)
-            if inside == 0 and take == min(BLOCK, whole - index * BLOCK):
-                self.block(digest, index, out[done : done + take])
-            else:
-                out[done : done + take] = self.block(digest, index)[inside : inside + take]
-            done += take
-        return out
-
     def close(self) -> None:
-        for stored in self._open.values():
-            stored.close()
-        self._open.clear()
+        self.objects.close()
 
     def __enter__(self) -> Library:
         return self
@@ -350,61 +160,13 @@ class Library:
 
     # -- locks --------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """The one writer; Refused where there is another. The kernel lets go of the lock when the process dies."""
-        try:
-            fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise Refused(f"cannot be written: {error.strerror}", where=self.root) from error
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Refused("another nett is writing to this store right now", where=self.root) from error
-            except OSError as error:  # without the lock, nobody would keep a second writer out
-                raise Refused(
-                    f"cannot be locked: {error.strerror}",
-                    where=self.root,
-                    hint="Keep the store where flock works: a local file system, or NFS with its lock service.",
-                ) from error
-            try:
-                yield
-            except OSError as error:
-                raise NettError(
-                    f"{error.strerror or error}",
-                    where=error.filename or self.root,
-                    hint="What was in the store is whole; the same command again ends the work.",
-                ) from error
-        finally:
-            os.close(fd)
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """The one writer; Refused where there is another."""
+        return locks.writing(self.root)
 
-    @contextlib.contextmanager
-    def leased(self, model: Model) -> Iterator[None]:
+    def leased(self, model: Model) -> contextlib.AbstractContextManager[None]:
         """While this lasts, garbage collection leaves the model's objects alone, even if the model is removed."""
-        lease = self.root / "leases" / uuid.uuid4().hex
-        hidden = lease.with_name(f".{lease.name}")  # until it is locked and whole; collection leaves it alone so long
-        try:
-            fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except OSError:  # a store that this user may only read: whoever collects there does not see him
-            yield
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-        except OSError:  # no locks here, so nobody collects here either
-            hidden.unlink(missing_ok=True)
-            os.close(fd)
-            yield
-            return
-        try:
-            os.write(fd, "\n".join(sorted(model.objects)).encode())
-            os.rename(hidden, lease)
-            self.model(model.name)  # if it is there now, it was there when the lease began
-            yield
-        finally:
-            hidden.unlink(missing_ok=True)
-            lease.unlink(missing_ok=True)
-            os.close(fd)
+        return locks.leased(self.root, model.objects, lambda: self.model(model.name))
 
 
 _FURNITURE = ("objects", "models", "tmp", "leases", "lock", "log.jsonl", "quarantine", "unneeded")
@@ -417,33 +179,3 @@ def only_store(assets: Sequence[str], name: str) -> Path:
             f"takes one store, but {len(assets)} were given", where=f"store/{name}", hint=f"nett store {name} STORE"
         )
     return Path(assets[0])
-
-
-def checked_name(name: str) -> str:
-    """A model's name as a path below ``models``: no absolute path, no ``..``, nothing hidden."""
-    if not re.fullmatch(r"[\w@=+,.~ -]+(/[\w@=+,.~ -]+)*", name) or any(p.startswith(".") for p in name.split("/")):
-        raise Refused(f"{name!r} cannot name a model", hint="Letters, digits, - _ . and / between parts: --name NAME")
-    return name
-
-
-def make_folders(path: Path) -> None:
-    """A folder and those above it; what is made survives a power cut."""
-    fresh = [f for f in (path, *path.parents) if not f.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in fresh:
-        sync_folder(folder.parent)
-
-
-def write_whole(path: Path, content: bytes, scratch: Path) -> None:
-    """Write a small file so that it appears whole, and survives a power cut."""
-    temporary = scratch / uuid.uuid4().hex
-    make_folders(path.parent)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def ls(assets: Sequence[str], *, json: bool = False) -> Any:
         for digests in needs.values():
             for digest in digests:
                 users[digest] = users.get(digest, 0) + 1
-        size = {d: object_path(root, d).stat().st_size for d in users if library.has(d)}
+        size = {d: object_path(root, d).stat().st_size for d in users if library.objects.has(d)}
     rows = [
         {
             "name": m.name,

@@ -17,7 +17,7 @@ from nett.core.dtypes import Array
 from nett.core.edge import Edge
 from nett.core.errors import ProofFailed
 from nett.core.retention import Limits, Retention, plan_retention
-from nett.store.library import Part
+from nett.store.records import Part
 
 SAMPLE = 1 << 16  # bytes of a tensor that are looked at
 TENSORS = 24  # of a model, the largest

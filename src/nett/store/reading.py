@@ -20,7 +20,8 @@ from nett.core.checkpoint.json_text import json_object
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
 from nett.core.sidefiles import is_side_file
-from nett.store.library import Library, Model, Part, StoredFile
+from nett.store.library import Library
+from nett.store.records import Model, Part, StoredFile
 
 
 @final
@@ -62,7 +63,9 @@ class StoredCheckpoint(Checkpoint):
         for offset, part in self._parts[name]:
             first, last = max(begin, at), min(end, at + part.nbytes)
             if first < last:
-                self.library.read(part.object, offset + first - at, last - first, target[first - begin : last - begin])
+                self.library.objects.read(
+                    part.object, offset + first - at, last - first, target[first - begin : last - begin]
+                )
             at += part.nbytes
 
     def config(self) -> dict[str, Any] | None:
@@ -167,4 +170,4 @@ def _within(file: StoredFile, starts: Sequence[int], offset: int, nbytes: int) -
 
 def _bytes(library: Library, file: StoredFile, offset: int, nbytes: int) -> bytes:
     parts = _within(file, _starts(file), offset, nbytes)
-    return b"".join(library.read(part.object, at, part.nbytes).tobytes() for at, part in parts)
+    return b"".join(library.objects.read(part.object, at, part.nbytes).tobytes() for at, part in parts)

@@ -19,9 +19,10 @@ from nett.core.progress import report
 from nett.core.runner import Pool
 from nett.store.coding import Content, own_mode, with_base
 from nett.store.holdings import Held, closure
-from nett.store.library import Library, Model, Part
+from nett.store.library import Library
 from nett.store.objects import write_object
 from nett.store.planning import choose_bases, in_order
+from nett.store.records import Model, Part
 from nett.store.stored import known
 from nett.store.units import Unit, model_of, units_of
 
@@ -171,7 +172,7 @@ def _move(
     """How one object is coded anew: on ``base`` if that lies less deep than the object does now, else by itself."""
 
     def read(at: int, count: int) -> Array:
-        return library.read(part.object, at, count)
+        return library.objects.read(part.object, at, count)
 
     content = Content(read, part.nbytes, part.width, True)
     mode, bits = own_mode(content)
@@ -215,13 +216,13 @@ def carry_out(library: Library, models: Sequence[Model], plan: Plan, pool: Pool)
     found: dict[str, Held] = {}
 
     def one(move: Move) -> Held:
-        base = library.opened(move.base) if move.base is not None else None
+        base = library.objects.opened(move.base) if move.base is not None else None
         written = write_object(
             library.root, move.digest, move.nbytes, move.mode,
-            lambda at, count: library.read(move.digest, at, count), base,
-            (lambda at, count: library.read(str(move.base), at, count)) if base is not None else None,
+            lambda at, count: library.objects.read(move.digest, at, count), base,
+            (lambda at, count: library.objects.read(str(move.base), at, count)) if base is not None else None,
         )  # fmt: skip
-        library.forget(move.digest)
+        library.objects.forget(move.digest)
         return Held(move.base, base.depth + 1 if base is not None else 0, written.stored)
 
     report.begin("coding anew", plan.nbytes)

@@ -14,7 +14,8 @@ from nett.core.errors import ProofFailed, Refused, UsageError
 from nett.core.progress import report
 from nett.core.runner import Pool, thread_count
 from nett.core.staging import check_target, staged, work_key
-from nett.store.library import Library, StoredFile
+from nett.store.library import Library
+from nett.store.records import StoredFile
 
 
 def restore_model(
@@ -53,7 +54,7 @@ def contents(library: Library, file: StoredFile, pool: Pool) -> Iterator[Array]:
     def one(item: tuple[str, int, int]) -> Array:
         digest, start, stop = item
         index = start // BLOCK
-        return library.block(digest, index)[start - index * BLOCK : stop - index * BLOCK]
+        return library.objects.block(digest, index)[start - index * BLOCK : stop - index * BLOCK]
 
     return pool.ordered(one, wanted)
 

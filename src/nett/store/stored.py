@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from nett.core.errors import NettError
-from nett.store.library import Library, Model
+from nett.store.library import Library
 from nett.store.planning import Known, largest, sampled
+from nett.store.records import Model
 from nett.store.units import Unit, units_of
 
 _ASKED = 8  # tensors of a unit whose depth is looked at
@@ -22,7 +23,7 @@ def stored_units(library: Library, *, hops: bool) -> Iterator[Known]:
 
 def known(library: Library, model: Model, unit: Unit, hops: int = 0) -> Known:
     def sample(part: Any) -> Any:
-        return sampled(lambda at, count: library.read(part.object, at, count), part.nbytes)
+        return sampled(lambda at, count: library.objects.read(part.object, at, count), part.nbytes)
 
     return Known(unit.name, unit.tensors, model.nbytes, sample, hops)
 
@@ -31,7 +32,7 @@ def _hops(library: Library, unit: Unit) -> int:
     most = 0
     for name in largest(unit.tensors)[:_ASKED]:
         try:
-            most = max(most, len(library.chain(unit.tensors[name].object)) - 1)
+            most = max(most, len(library.objects.chain(unit.tensors[name].object)) - 1)
         except NettError:  # damaged: nett store check says so
             continue
     return most

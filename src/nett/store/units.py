@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import final
 
-from nett.store.library import Part, StoredFile
+from nett.store.records import Part, StoredFile
 
 
 @final

@@ -10,8 +10,9 @@ from nett.core.runner import Pool
 from nett.store.checking import intact
 from nett.store.coding import coding
 from nett.store.draft import Draft
-from nett.store.library import Library, Part
+from nett.store.library import Library
 from nett.store.objects import write_object
+from nett.store.records import Part
 
 
 def write_lacking(
@@ -25,13 +26,13 @@ def write_lacking(
     def write(digest: str, ground: Part | None) -> int:
         piece = draft.pieces[digest]
         mode, held = coding(library, piece, ground)
-        reads = (lambda at, count: library.read(held.digest, at, count)) if held is not None else None
+        reads = (lambda at, count: library.objects.read(held.digest, at, count)) if held is not None else None
         stored = write_object(library.root, digest, piece.nbytes, mode, piece.read, held, reads).stored
-        library.forget(digest)
+        library.objects.forget(digest)
         return stored
 
     def one(digest: str) -> int:
-        there = library.has(digest)
+        there = library.objects.has(digest)
         if there and intact(library, digest):
             return 0
         if there:  # damaged, and others may rest on it: it must not come to rest on them
