@@ -20,7 +20,7 @@ from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 5
+_VERSION = 6
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 

@@ -164,6 +164,7 @@ class Card:
     symmetric: bool = False  # the order of the models is irrelevant
     rows: bool | Mapping[str, Any] = False  # a stream of rows, always or with these values of parameters
     carries: bool = False  # goes through the models one by one, and can go on from a state
+    resizes: bool = False  # the result's tensors may have other shapes than the inputs'
 
     @property
     def key(self) -> str:
@@ -175,7 +176,9 @@ class Card:
 
     def takes(self, option: str) -> bool:
         """Whether an option of the room's engine means anything to this method."""
-        return self.carries or option != "state"
+        if "symmetry" in self.operands:
+            return option not in ("base", "threads", "eval", "state")
+        return option not in ("net", "input", "data") and (self.carries or option != "state")
 
     def parameter(self, name: str) -> Parameter | None:
         bare = name.replace("-", "_")
@@ -257,6 +260,7 @@ def method(
     symmetric: bool = False,
     rows: bool | Mapping[str, Any] = False,
     carries: bool = False,
+    resizes: bool = False,
 ) -> Callable[[F], F]:
     """Register a kernel. All arguments must be literals, since they are read without running the file.
 
@@ -267,6 +271,7 @@ def method(
     identity: parameters under which one input comes back unchanged. symmetric: the order of the models is irrelevant.
     rows: a kernel of grain ``stream`` sees rows, always or where a parameter has one of these values.
     carries: the kernel goes through the models one by one and asks for what it carries (:mod:`nett.core.carrying`).
+    resizes: the result's tensors may have other shapes than the inputs'.
     """
 
     def register(kernel: F) -> F:
@@ -274,7 +279,8 @@ def method(
             return kernel
         from nett.core.passes import on_arrays
 
-        whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat")
+        named = "symmetry" in inspect.signature(kernel).parameters  # it sees whole networks, name by name
+        whole = kernel if named else on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat")
 
         @functools.wraps(kernel)
         def plain(*operands: Any, **given: Any) -> Any:

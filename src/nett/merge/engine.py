@@ -46,6 +46,9 @@ def run(
     speak: bool = True,
     eval: str | None = None,
     state: Path | None = None,
+    net: str | None = None,
+    input: str | None = None,
+    data: Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -62,12 +65,39 @@ def run(
             last line it prints is a number, larger is better.
         state: folder that holds what is merged already and is brought up to date: models that come later are merged in
             without the earlier ones, and models that are in it are left out.
+        net: the code that makes the network, FILE.py:FUNCTION or package.module:FUNCTION; not needed for folders of
+            transformers models.
+        input: shape of the network's input, such as 1x3x32x32; that of the data by default.
+        data: NumPy archive of inputs x and labels y for the network.
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
     """
     parameters = card.resolve(given)
     if state is not None and not card.carries:
         raise UsageError("keeps no state, so --state means nothing to it", where=card.key)
+    if "symmetry" in card.operands:
+        from nett.merge.whole import run_whole
+
+        if base is not None:
+            raise UsageError("knows no base", where=card.key, hint="Leave out --base.")
+        return run_whole(
+            card,
+            assets,
+            parameters,
+            out=out,
+            dtype=dtype,
+            shard_size=shard_size,
+            speak=speak,
+            net=net,
+            input=input,
+            data=data,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+    if net is not None or input is not None or data is not None:
+        raise UsageError(
+            "looks at no network's code or data, so --net, --input and --data mean nothing to it", where=card.key
+        )
     if "auto" in parameters.values():
         from nett.merge.tuning import tuned_parameters
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nett.core.layers import natural
-from nett.core.report import provenance
+from nett.core.report import charts, provenance
 from nett.core.report.page import Page
 from nett.core.report.records import list_of, record_table, records, text_of
 from nett.core.report.words import finite, size
@@ -32,6 +32,8 @@ def receipt_page(receipt: Mapping[str, Any], folder: str = ".") -> Page:
     _quality(page, receipt)
     _tensors(page, receipt)
     _tasks(page, receipt)
+    _models(page, receipt)
+    charts.add(page, receipt)
     _checks(page, receipt)
     provenance.method(page, receipt)
     if edges := records(receipt, "edges"):
@@ -178,6 +180,12 @@ def _tasks(page: Page, receipt: Mapping[str, Any]) -> None:
         if bars:
             page.bars(bars, title=title, note=note)
     record_table(page, rows)
+
+
+def _models(page: Page, receipt: Mapping[str, Any]) -> None:
+    if rows := records(receipt, "models"):
+        page.heading("Models")
+        record_table(page, rows)
 
 
 def _checks(page: Page, receipt: Mapping[str, Any]) -> None:

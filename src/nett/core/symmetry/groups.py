@@ -43,13 +43,23 @@ class Place:
         return tensor[self._window(tensor.ndim)]
 
     def units(self, tensor: Array) -> Array:
-        """``[units, run * rest]``: what each unit has in this tensor, flattened; a copy."""
+        """``[units, run * rest]``: what each unit has in this tensor, flattened; a view where that can be."""
         moved = np.moveaxis(self.part(tensor), self.axis, 0)
+        if self.whole(moved.shape[0]):
+            return moved.reshape(self.index.shape[0], -1)
         return moved[self.index.reshape(-1)].reshape(self.index.shape[0], -1)
+
+    def whole(self, length: int) -> bool:
+        """Whether the units are all ``length`` positions of the axis, one after the other."""
+        flat = self.index.reshape(-1)
+        return len(flat) == length and bool(flat[0] == 0) and bool(np.all(np.diff(flat) == 1))
 
     def permute(self, tensor: Array, order: Array) -> None:
         """In place: the unit ``order[i]`` goes where unit ``i`` was."""
         part = np.moveaxis(self.part(tensor), self.axis, 0)
+        if self.run == 1 and self.whole(part.shape[0]):
+            self.part(tensor)[...] = np.take(self.part(tensor), order, axis=self.axis)
+            return
         part[self.index.reshape(-1)] = part[self.index[order].reshape(-1)]
 
     def _window(self, dimensions: int) -> tuple[slice, ...]:

@@ -1,0 +1,337 @@
+"""Merges that see whole networks and their permutation symmetry: derive, prove, call the kernel, write, receipt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+import nett
+from nett.core import receipt as receipts
+from nett.core.checkpoint import Checkpoint, TensorSpec, open_checkpoint, shard_plan
+from nett.core.checkpoint.writer import byte_size
+from nett.core.dtypes import Array, decode, dtype_named, encode
+from nett.core.edge import Edge
+from nett.core.errors import ProofFailed, Refused, UsageError
+from nett.core.finite import count_non_finite
+from nett.core.network import Network, read_data
+from nett.core.progress import report
+from nett.core.registry import Card
+from nett.core.sidefiles import model_files
+from nett.core.sink import Sink
+from nett.core.staging import Staging, check_target, file_state, staged, work_key
+from nett.core.standing import beyond_measured
+from nett.core.symmetry import Proof, Symmetry, example_input, network, proved_symmetry
+from nett.merge.job import labels_of, plan_tensors
+
+
+@final
+@dataclass(frozen=True)
+class Whole:
+    """What a kernel of grain ``model`` gives back.
+
+    tensors: the merged network, of any shapes. figures: for the receipt. rows: one record a model, for the receipt.
+    files: small files that go beside the weights. config: changes to ``config.json``. charts: for the report, as
+    :func:`nett.core.report.charts.add` takes them.
+    """
+
+    tensors: Mapping[str, Array]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    charts: Sequence[Mapping[str, Any]] = ()
+
+
+def run_whole(
+    card: Card,
+    assets: Sequence[str],
+    parameters: Mapping[str, Any],
+    *,
+    out: Path,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    speak: bool = True,
+    net: str | None = None,
+    input: str | None = None,
+    data: Path | str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """One merge of whole networks; see :func:`nett.merge.engine.run` for the options."""
+    one = "model" in card.operands
+    if not assets or (one and len(assets) != 1):
+        raise UsageError(f"takes {'one model' if one else 'at least one model'}, {len(assets)} given", where=card.key)
+    if "network" in card.needs and (net is None or data is None):
+        raise UsageError("needs the network's code and data for it", where=card.key, hint="Add --net and --data.")
+    for name, value in parameters.items():
+        if isinstance(value, list) and len(value) != len(assets):
+            raise UsageError(f"{name} has {len(value)} values for {len(assets)} models", where=card.key)
+        if value == "auto":
+            raise UsageError(f"{name} cannot be auto: this method is not tuned", where=card.key)
+    opened: list[Checkpoint] = []
+    try:
+        for asset in assets:
+            opened.append(open_checkpoint(asset))
+        _alike(card, opened)
+        needed = sum(c.nbytes for c in opened) if card.resizes else opened[0].nbytes
+        check_target(out, needed, overwrite=overwrite, inputs=[f for c in opened for f in (c.path, *c.files)])
+        symmetry, proofs, made = _symmetry(opened, net, input, data)
+        symmetry = symmetry.only(n for n, t in opened[0].tensors.items() if t.dtype.is_float)  # what kernels see
+        figures = plan_figures(card, opened, symmetry, needed)
+        if dry_run:
+            refused = [f"not permuted: {r}" for r in symmetry.refused]
+            return {
+                "plan": figures,
+                "files": [{"path": "model.safetensors", "at_most_bytes": needed}],
+                "notes": refused,
+            }
+        options = (
+            {"shard_size": shard_size} | ({"dtype": dtype} if dtype else {}) | ({"net": _absolute(net)} if net else {})
+        )
+        options |= ({"input": input} if input else {}) | ({"data": str(Path(data).absolute())} if data else {})
+        return _execute(card, opened, parameters, symmetry, proofs, made, out, dtype, shard_size, speak, options)
+    finally:
+        for checkpoint in opened:
+            checkpoint.close()
+
+
+def plan_figures(card: Card, models: Sequence[Checkpoint], symmetry: Symmetry, written: int) -> dict[str, Any]:
+    """What the work will take. Memory: every model twice in float32, one tensor's units, and the largest assignment."""
+    counted = [t for t in models[0].tensors.values() if t.dtype.is_float]
+    parameters = sum(t.size for t in counted)
+    wide = 8 if any(t.dtype.name == "F64" for t in counted) else 4
+    units = max((g.size for g in symmetry.groups), default=0)
+    return {
+        "method": card.key,
+        "models": len(models),
+        "tensors": len(models[0].tensors),
+        "parameters": parameters,
+        "groups": len(symmetry.groups),
+        "units": sum(g.size for g in symmetry.groups),
+        "largest_group": units,
+        "bytes_read": sum(c.nbytes for c in models),
+        "bytes_written": written,
+        "peak_memory_bytes": 600_000_000  # torch, which the proof runs in
+        + parameters * wide * (2 * len(models) + 2)
+        + max((t.size for t in counted), default=0) * 24
+        + units * units * 24,
+    }
+
+
+def _alike(card: Card, models: Sequence[Checkpoint]) -> None:
+    """The same names, shapes and kinds of numbers in all models; Refused at the first that differs."""
+    plan_tensors(card, None, models, lambda _: {}, None)
+
+
+def _symmetry(
+    models: Sequence[Checkpoint], net: str | None, input: str | None, data: Path | str | None
+) -> tuple[Symmetry, list[Proof], Network | None]:
+    shapes = {n: t.shape for n, t in models[0].tensors.items()}
+    if net is None:
+        if data is not None:
+            raise UsageError("--data is given to the network that --net names", hint="Add --net FILE.py:FUNCTION.")
+        symmetry, proofs = proved_symmetry(shapes, config=models[0].config(), where=models[0].path)
+        return symmetry, proofs, None
+    module = network(net)
+    x = y = None
+    if data is not None:
+        x, y = read_data(Path(data))
+    example: Any = example_input(input) if input is not None else None
+    if example is None and x is not None:
+        import torch
+
+        example = torch.from_numpy(x[:2].astype(np.float32) if x.dtype.kind == "f" else x[:2])
+    symmetry, proofs = proved_symmetry(shapes, module=module, example=example, where=models[0].path)
+    return symmetry, proofs, Network(module, x, y) if x is not None else None
+
+
+def _execute(
+    card: Card,
+    models: Sequence[Checkpoint],
+    parameters: Mapping[str, Any],
+    symmetry: Symmetry,
+    proofs: Sequence[Proof],
+    made: Network | None,
+    out: Path,
+    dtype: str | None,
+    shard_size: str,
+    speak: bool,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    files = [f for c in models for f in c.files]
+    key = work_key(
+        {"nett": nett.__version__, "method": card.key, "parameters": parameters, "options": options,
+         "inputs": [file_state(f) for f in files]}
+    )  # fmt: skip
+    began = time.monotonic()
+    with staged(out, key) as staging:
+        hashes = receipts.InputHashes(files)
+        report.begin("reading", sum(c.nbytes for c in models))
+        given = [_floats(c) for c in models]
+        report.begin("matching", 1)
+        operands: list[Any] = [given[0] if "model" in card.operands else given, symmetry]
+        if "network" in card.operands:
+            operands.append(made)
+        whole: Whole = card.kernel()(*operands, **parameters)
+        report.begin("writing", 1)
+        outputs = _written(whole, models[0], dtype, byte_size(shard_size), staging)
+        outputs += [staging.add_file(name, content) for name, content in _beside(whole, models[0], dtype).items()]
+        report.end()
+        receipt = _receipt(card, models, parameters, symmetry, proofs, whole, outputs, hashes.result(), began, out)
+        receipt["options"] = dict(options)
+        _look_after(models, staging, receipt, speak)
+        receipt["seconds"] = round(time.monotonic() - began, 3)
+        staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
+        from nett.core.report import receipt_page
+
+        staging.write_file(receipts.PAGE, receipt_page(receipt).render().encode())
+        staging.commit()
+    if receipt["proof"] == "failed":
+        wrong = next(c for c in receipt["checks"] if not c["ok"])
+        raise ProofFailed(f"was written, but the check '{wrong['name']}' failed: {wrong['detail']}", where=out)
+    return receipt
+
+
+def _floats(checkpoint: Checkpoint) -> dict[str, Array]:
+    """Every floating-point tensor in float32 (float64 where it is stored so); Refused where one is not finite."""
+    found = {}
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.is_float:
+            values = checkpoint.values(name).reshape(info.shape)
+            report.step(info.nbytes)
+            if count_non_finite(values.reshape(-1)):
+                raise Refused(f"tensor {name!r} holds NaN or infinity", where=checkpoint.path)
+            found[name] = values
+    return found
+
+
+def _written(
+    whole: Whole, first: Checkpoint, dtype: str | None, shard_bytes: int, staging: Staging
+) -> list[dict[str, Any]]:
+    specs, raws = [], {}
+    asked = dtype_named(dtype) if dtype is not None else None
+    for name in sorted({*whole.tensors, *(n for n, t in first.tensors.items() if not t.dtype.is_float)}):
+        info = first.tensors.get(name)
+        if name not in whole.tensors:
+            assert info is not None
+            raws[name] = first.read(name)
+            specs.append(TensorSpec(name, info.dtype, info.shape))
+            continue
+        kind = asked or (info.dtype if info is not None else dtype_named("F32"))
+        values = np.asarray(whole.tensors[name])
+        raws[name] = encode(np.ascontiguousarray(values).reshape(-1), kind)
+        bad = count_non_finite(decode(raws[name], kind))
+        if bad:
+            raise ProofFailed(f"tensor {name!r} of the result would hold {bad:,} NaN or infinite values in {kind.name}")
+        specs.append(TensorSpec(name, kind, tuple(values.shape)))
+    sink = Sink(staging.path, shard_plan(specs, shard_bytes, "model"))
+    try:
+        for spec in specs:
+            if prod(spec.shape):
+                sink.write("model", raws[spec.name])
+        written = sink.finish()
+    finally:
+        sink.close()
+    return written + [staging.add_file(name, content) for name, content in sink.indexes().items()]
+
+
+def _beside(whole: Whole, first: Checkpoint, dtype: str | None) -> dict[str, bytes]:
+    """Config and tokenizer of the first model, with the config's changes; and the kernel's own files."""
+    found: dict[str, bytes] = {}
+    if first.config() is not None:
+        found, notes = model_files(first)
+        for note in notes:
+            report.say(note)
+        if "config.json" in found and (whole.config or dtype is not None):
+            config = json.loads(found["config.json"]) | dict(whole.config)
+            if dtype is not None:
+                config["dtype"] = dtype_named(dtype).alias
+            found["config.json"] = json.dumps(config, indent=2).encode()
+    return {**found, **whole.files}
+
+
+def _receipt(
+    card: Card,
+    models: Sequence[Checkpoint],
+    parameters: Mapping[str, Any],
+    symmetry: Symmetry,
+    proofs: Sequence[Proof],
+    whole: Whole,
+    outputs: list[dict[str, Any]],
+    hashes: Mapping[Path, str],
+    began: float,
+    out: Path,
+) -> dict[str, Any]:
+    labels = labels_of(models)
+    inputs = [receipts.input_record(c, "model", hashes) | {"name": n} for n, c in zip(labels, models, strict=True)]
+    size = sum(o["bytes"] for o in outputs)
+    seconds = time.monotonic() - began
+    freed = max(0, sum(i["bytes"] for i in inputs) - size)
+    worst = max((p.difference for p in proofs if p.ok), default=0.0)
+    edge = Edge(
+        "merge",
+        str(out.absolute()),
+        tuple(i["path"] for i in inputs),
+        card.key,
+        freed,
+        round(seconds, 3),
+        None,
+        "measured",
+    )
+    checks = [
+        {"name": "finite", "ok": True, "detail": "no NaN or infinity in any input or output tensor"},
+        {
+            "name": "symmetry",
+            "ok": True,
+            "detail": f"{len(symmetry.groups):,} groups of {sum(g.size for g in symmetry.groups):,} units, permuted at"
+            f" random, changed the output of random weights by {worst:.1e} of its largest value",
+        },
+    ]
+    return receipts.new_receipt(
+        card,
+        parameters=parameters,
+        inputs=inputs,
+        outputs=outputs,
+        edges=[edge],
+        checks=checks,
+        figures={"tensors": len(whole.tensors), "parameters": sum(int(t.size) for t in whole.tensors.values()), **whole.figures},
+        seconds=seconds,
+        models=[{"name": labels[i], **row} for i, row in enumerate(whole.rows)],
+        charts=list(whole.charts),
+        notes=[
+            *(f"not permuted: {r}" for r in symmetry.refused), *whole.notes,
+            *beyond_measured(card, size),
+        ],
+    )  # fmt: skip
+
+
+def _look_after(models: Sequence[Checkpoint], staging: Staging, receipt: dict[str, Any], speak: bool) -> None:
+    from nett.core.aftercare import check_config
+    from nett.core.aftercare import speak as let_speak
+
+    with open_checkpoint(staging.path) as written:
+        receipt["checks"] += check_config(written)
+        talks = written.config() is not None
+    if speak and talks:
+        inputs = [c.path for c in models if c.path.is_dir() and c.format == "safetensors"]
+        checks, rows = let_speak(staging.path, inputs)
+        receipt["checks"] += checks
+        names = ["merged", *(c.name for c in models if c.path in inputs)]
+        receipt["quality"] = [
+            {"model": n, "text": "built-in", "perplexity": r.get("perplexity"), "says": r.get("says")}
+            for n, r in zip(names, rows, strict=False)
+        ]
+    receipt["proof"] = "kept" if all(c["ok"] for c in receipt["checks"]) else "failed"
+
+
+def _absolute(net: str) -> str:
+    place, _, function = net.rpartition(":")
+    return f"{Path(place).absolute()}:{function}" if place.endswith(".py") else net
