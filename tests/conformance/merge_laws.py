@@ -39,6 +39,10 @@ def laws(card: Card) -> list[Law]:
         from conformance import measure_laws
 
         return measure_laws.LAWS
+    if "symmetry" in card.operands:
+        from conformance import whole_laws
+
+        return whole_laws.laws(card)
     found = [
         works_on_plain_arrays,
         float64_stays_float64,
@@ -187,7 +191,7 @@ def digests() -> dict[str, str]:
 
     found = {}
     for card in all_cards():
-        if card.room == "merge" and card.kind == "reduce" and not card.command:
+        if card.room == "merge" and card.kind == "reduce" and not card.command and "symmetry" not in card.operands:
             arrays = noise_arrays((400,), models_of(card) + 1, 5)
             found[card.key] = digest(card.load()(*operands(card, arrays)))
     return found

@@ -41,7 +41,7 @@ def warm() -> None:
             ArraysCheckpoint({"a": rng.normal(size=40).astype(np.float32)}, dtype, name=f"m{i}") for i in range(3)
         ]
         for card in all_cards():
-            if card.room == "merge" and card.kind == "reduce" and not card.command:
+            if card.room == "merge" and card.kind == "reduce" and not card.command and "symmetry" not in card.operands:
                 base = models[0] if "base" in card.operands else None
                 merged_in_memory(card, base, models[1 : 1 + card.mergekit.get("models", 2)], card.resolve({}))
     with tempfile.TemporaryDirectory() as folder:  # and once through files, receipt and report

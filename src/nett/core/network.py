@@ -80,7 +80,7 @@ class Network:
         loss = torch.nn.functional.cross_entropy(torch.func.functional_call(self.module, state, (x,)), y)
         names = sorted(trained)
         found = torch.autograd.grad(loss, [state[n] for n in names])
-        return float(loss), {n: g.numpy() for n, g in zip(names, found, strict=True)}
+        return float(loss.detach()), {n: g.numpy() for n, g in zip(names, found, strict=True)}
 
     def taps(self, tensors: Mapping[str, Array], modules: Sequence[str]) -> Iterator[dict[str, tuple[Array, Array]]]:
         """Batch by batch: module -> (its input, its output)."""

@@ -108,6 +108,8 @@ def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
     try:
         out = scratch / folder.name
         options: dict[str, Any] = dict(receipt.get("options") or {})
+        if "data" in options:
+            options["data"] = Path(options["data"])
         if receipt.get("recipe"):
             file = scratch / "recipe.yml"
             file.write_text(receipt["recipe"], encoding="utf-8")

@@ -82,7 +82,7 @@ def weight_matching(
         )
     figures: dict[str, Any] = {"objective_before": found.objective[0], "objective_after": found.objective[-1]}
     figures |= {"sweeps": len(found.objective) - 1, "search": search}
-    rows = [_row(models[0], m, p, o) for m, p, o in zip(models, placed, found.orders, strict=True)]
+    rows = [_row(models[0], placed[0], m, p, o) for m, p, o in zip(models, placed, found.orders, strict=True)]
     extra, charts = ({}, ()) if not analysis else analysed(models, placed, symmetry, network, seed=seed)
     orders = [{name: order.tolist() for name, order in one.items()} for one in found.orders]
     files = {ORDERS: json.dumps({"models": orders}).encode()} if len(models) > 1 else {}
@@ -104,14 +104,18 @@ def averaged(models: Sequence[Mapping[str, Array]], weights: Sequence[float]) ->
 
 
 def _row(
-    first: Mapping[str, Array], before: Mapping[str, Array], after: Mapping[str, Array], orders: Mapping[str, Array]
+    first: Mapping[str, Array],
+    placed_first: Mapping[str, Array],
+    before: Mapping[str, Array],
+    after: Mapping[str, Array],
+    orders: Mapping[str, Array],
 ) -> dict[str, Any]:
     """How far a model lay from the first before and after, and how many of its units moved."""
     units = sum(len(o) for o in orders.values())
     moved = sum(int(np.count_nonzero(o != np.arange(len(o)))) for o in orders.values())
     return {
         "distance_before": distance(first, before),
-        "distance_after": distance(first, after),
+        "distance_after": distance(placed_first, after),
         "moved": moved / units if units else 0.0,
     }
 

@@ -9,29 +9,7 @@ import pytest
 
 from nett.core.symmetry import Group, Place, Symmetry
 from nett.core.symmetry.matching import align, align_all
-
-
-def column(n):
-    return np.arange(n)[:, None]
-
-
-def mlp(*widths):
-    """Symmetry of an MLP, written by hand."""
-    groups, shapes = [], {}
-    for i, (a, b) in enumerate(pairwise(widths)):
-        shapes |= {f"{i}.weight": (b, a), f"{i}.bias": (b,)}
-        if i < len(widths) - 2:
-            places = (
-                Place(f"{i}.weight", 0, column(b), "producer"), Place(f"{i}.bias", 0, column(b), "producer"),
-                Place(f"{i + 1}.weight", 1, column(b), "consumer"),
-            )  # fmt: skip
-            groups.append(Group(str(i), "neuron", places))
-    return Symmetry(tuple(groups), shapes)
-
-
-def numbers(symmetry, seed, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return {n: rng.normal(size=s).astype(dtype) for n, s in symmetry.shapes.items()}
+from support.symmetries import column, mlp, numbers
 
 
 def product(one, other):
