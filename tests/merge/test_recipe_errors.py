@@ -83,8 +83,23 @@ CHANGES = {
     "models left out": ("models:\n  - model: a\n    parameters:\n      weight: 1.0\n      density: 0.5\n  - model: b\n    parameters: {weight: 0.5}\n", "", 1, ["'models' is missing (or 'slices' or 'modules')"]),
     "models and slices": ("dtype: float32", "slices: []", 13, ["both 'models' (line 3) and 'slices' say what is merged", "Keep one"]),
     "models and modules": ("dtype: float32", "modules: {}", 13, ["both 'models' (line 3) and 'modules'"]),
-    "tokenizer": ("dtype: float32", "tokenizer: {source: base}", 13, ["'tokenizer' is not supported"]),
-    "tokenizer_source": ("dtype: float32", "tokenizer_source: union", 13, ["'tokenizer_source' is not supported"]),
+    "both words for the tokenizer": ("dtype: float32", "tokenizer_source: union\ntokenizer: {source: base}", 13, ["two ways to say one thing", "Move the source"]),
+    "a tokenizer that is near a word": ("dtype: float32", "tokenizer_source: onion", 13, ["'onion' is neither union nor base", "Did you mean 'union'"]),
+    "a tokenizer that is not there": ("dtype: float32", "tokenizer_source: some/where", 13, ["some/where", "neither union nor base", "downloads nothing"]),
+    "a tokenizer that is no text": ("dtype: float32", "tokenizer_source: [union]", 13, ["is not the path of a model"]),
+    "key of the tokenizer": ("dtype: float32", "tokenizer:\n  sorce: union", 14, ["unknown key 'sorce'", "Did you mean 'source'"]),
+    "key of a token": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      forse: true", 16, ["unknown key 'forse'", "Did you mean 'force'"]),
+    "kind of a source": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: zeros}", 16, ["kind = 'zeros'", "Did you mean 'zero'"]),
+    "key of a source": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: model_token, model: a, tokn: b}", 16, ["unknown key 'tokn'", "Did you mean 'token'"]),
+    "key of zeros": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: zero, model: a}", 16, ["unknown key 'model' in a source of kind zero"]),
+    "a token of no model": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: model_token, token: b}", 16, ["needs the model whose token it is"]),
+    "a token and its number": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: model_token, model: a, token: b, token_id: 1}", 16, ["one of 'token' and 'token_id', not both"]),
+    "neither token nor number": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: model_token, model: a}", 16, ["one of 'token' and 'token_id', not both"]),
+    "a number below zero": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: model_token, model: a, token_id: -1}", 16, ["token_id = -1", "0 or more"]),
+    "force that is no truth": ("dtype: float32", "tokenizer:\n  tokens:\n    <s>: {force: 3}", 15, ["force = 3 is not true or false"]),
+    "padding that is no number": ("dtype: float32", "tokenizer: {pad_to_multiple_of: 0}", 13, ["pad_to_multiple_of = 0", "1 or more"]),
+    "tokens that are a list": ("dtype: float32", "tokenizer: {tokens: [a]}", 13, ["tokenizer.tokens = ['a'] is not a mapping"]),
+    "models without a tokenizer": ("dtype: float32", "tokenizer_source: union", 13, ["'base' has no tokenizer", "tokenizer.json"]),
     "dtype": ("dtype: float32", "dtype: float23", 13, ["dtype = 'float23' is not one of", "Did you mean 'float32'"]),
     "out_dtype": ("dtype: float32", "out_dtype: int8", 13, ["out_dtype = 'int8' is not one of"]),
     "key twice": ("dtype: float32", "dtype: float32\ndtype: bfloat16", 14, ["has the key 'dtype' twice"]),
@@ -106,7 +121,7 @@ CHANGES = {
 def test_refused(name: str) -> None:
     old, new, line, parts = CHANGES[name]
     assert GOOD.count(old) == 1
-    code = 3 if name.startswith("a path that") else 2
+    code = 3 if name == "models without a tokenizer" or name.startswith("a path that") else 2
     refused(GOOD.replace(old, new), line, *parts, code=code)
 
 

@@ -35,15 +35,18 @@ def model_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
     if config is None:
         reason = getattr(checkpoint, "reason", None)
         return {}, [f"no config.json and no tokenizer: {reason or f'{checkpoint.path} comes with none'}"]
-    if checkpoint.format == "gguf":
+    beside = checkpoint.beside()
+    notes: list[str] = []
+    if beside is not None:
+        found = beside
+    elif checkpoint.format == "gguf":
         from nett.core.checkpoint.gguf_tokenizer import tokenizer_files
 
         tokens = getattr(checkpoint, "metadata", {}).get("tokenizer.ggml.tokens")
         found, why = tokenizer_files(checkpoint.path, tokens) if tokens else ({}, "the file holds none")
         notes = [f"no tokenizer: {why}"] if why else []
     else:
-        beside = checkpoint.beside()
-        found, notes = side_files(checkpoint.folder) if beside is None else beside, []
+        found = side_files(checkpoint.folder)
         if checkpoint.format == "peft":
             found |= {n: c for n, c in side_files(checkpoint.path).items() if n != "config.json"}
     if "config.json" not in found or json.loads(found["config.json"]) != config:

@@ -113,4 +113,8 @@ def _heading(planned: Planned) -> str:
     if recipe.words.fixed:
         fixed = ", ".join(f"{name} = {written(value)}" for name, value in recipe.words.fixed.items())
         lines.append(f"  always   {fixed} (what mergekit does)")
+    if job.vocabulary is not None:
+        from nett.merge.vocabulary_words import vocabulary_lines
+
+        lines += vocabulary_lines(job.vocabulary)
     return "\n".join([*lines, *(f"  note     {note}" for note in job.notes)])

@@ -88,6 +88,7 @@ class Job:
     cast: Dtype | None = None  # inputs are rounded to this type first (recipes: `dtype`)
     recipe: str | None = None
     notes: tuple[str, ...] = field(default=())
+    vocabulary: Mapping[str, Any] | None = None  # what became of the tokens (recipes: `tokenizer`)
     giver: Checkpoint | None = None  # of config and tokenizer, where it is not the one below (recipes: base_model)
     edits: tuple[Edit, ...] = ()  # of the files beside the weights, one after the other
 

@@ -61,6 +61,12 @@ def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoin
 def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
     """The job of a recipe, from headers alone. What was opened is added to ``opened``, for the caller to close."""
     by_key = {s.key: _open(recipe, s, opened) for s in recipe.sources}
+    vocabulary = None
+    if recipe.tokenizer is not None:
+        from nett.merge.vocabulary import unify
+
+        vocabulary = unify(recipe, recipe.tokenizer, by_key)
+        by_key = dict(vocabulary.models)
     ground = by_key[recipe.base.key] if recipe.base else None
     tuned = [by_key[s.key] for s in recipe.tuned]
     found, cuts = line_up(recipe, by_key)
@@ -102,7 +108,16 @@ def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
         tasks,
         cast=recipe.dtype,
         recipe=recipe.document.text,
-        notes=(*recipe.notes, *resolver.notes(), *_base_notes(recipe), *notes, *said, *told),
+        notes=(
+            *recipe.notes,
+            *resolver.notes(),
+            *_base_notes(recipe),
+            *notes,
+            *said,
+            *told,
+            *(vocabulary.notes if vocabulary else ()),
+        ),
+        vocabulary=vocabulary.record if vocabulary else None,
         giver=giver,
         edits=(*((edit,) if edit is not None else ()), *edits),
     )

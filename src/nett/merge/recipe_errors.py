@@ -10,29 +10,20 @@ from pydantic import ValidationError
 
 from nett.core.errors import UsageError, did_you_mean
 from nett.merge.recipe_schema import DTYPES, OWN
+from nett.merge.recipe_tokens import RecipeToken, RecipeTokenizer
 from nett.merge.recipe_words import Vocabulary, written
 from nett.merge.recipe_yaml import Document, Place
 
-TOP = ("merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "chat_template", "parameters")
+TOP = (
+    "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer",
+    "chat_template", "parameters",
+)  # fmt: skip
 _INSIDE = {  # the keys of what stands in a list or mapping of this name
     "models": ("model", "parameters"),
     "sources": ("model", "layer_range", "parameters"),
     "slices": ("sources", "base_model", "parameters"),
     "modules": ("models", "slices", "parameters"),
 }
-_DONOR = "the output gets that of base_model, or of the first model"
-_TOKENIZERS = (f"tokenizers are not merged yet; {_DONOR}", "Leave it out if all models share one tokenizer.")
-LATER = {
-    "tokenizer": _TOKENIZERS,
-    "tokenizer_source": _TOKENIZERS,
-}
-
-
-def refuse_later(document: Document, data: Mapping[str, Any], key: str) -> None:
-    """Refuse by name what mergekit's recipes may hold and this version does not do."""
-    for word, (reason, hint) in LATER.items():
-        if word in data:
-            raise UsageError(f"{word!r} is not supported: {reason}", where=f"{document.at((word,))} {key}", hint=hint)
 
 
 def as_usage_error(error: ValidationError, document: Document, words: Vocabulary) -> UsageError:
@@ -70,7 +61,7 @@ def _said(place: Place, error: Mapping[str, Any], words: Vocabulary) -> tuple[st
         return f"{name} = {value!r} is not one of {', '.join(DTYPES)}.{near if 'Did' in near else ''}", None
     if name == "filter":
         return f"filter = {value!r} is not a text", "A filter is a part of a tensor's name; put it in quotes."
-    if kind in ("model_type", "model_attributes_type"):
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a mapping of parameters to values" if name == "parameters" else "a mapping of keys to values"
         return f"{_shown(place)} = {value!r} is not {expected}", None
     if name == "layer_range" or place[-2:-1] == ("layer_range",):
@@ -90,7 +81,10 @@ def _shown(place: Place) -> str:
 
 def _unknown_key(name: str, place: Place) -> tuple[str, str | None]:
     around = [part for part in place[:-1] if isinstance(part, str)]
-    known = TOP if not around else ("filter", "value") if "parameters" in around else _INSIDE[_list_of(place)]
+    if around[:1] == ["tokenizer"]:
+        known = tuple((RecipeTokenizer if len(place) == 2 else RecipeToken).model_fields)
+    else:
+        known = TOP if not around else ("filter", "value") if "parameters" in around else _INSIDE[_list_of(place)]
     near = did_you_mean(name, known)
     return f"unknown key {name!r}.{near}", f"Known here: {', '.join(known)}." if "Did" in near else None
 

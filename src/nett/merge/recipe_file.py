@@ -13,9 +13,10 @@ from nett.core.dtypes import Dtype, dtype_named
 from nett.core.errors import UsageError
 from nett.merge.recipe_chat import check_template
 from nett.merge.recipe_checks import check_contents, check_slice
-from nett.merge.recipe_errors import as_usage_error, refuse_later
+from nett.merge.recipe_errors import as_usage_error
 from nett.merge.recipe_parts import Part, Slice, Source, parts_of
 from nett.merge.recipe_schema import recipe_model
+from nett.merge.recipe_tokens import TokenizerRule, tokenizer_rule
 from nett.merge.recipe_words import Vocabulary, recipe_card, vocabulary
 from nett.merge.recipe_yaml import Document, Place, read_document
 
@@ -33,6 +34,7 @@ class Recipe:
     out_dtype: Dtype | None
     notes: tuple[str, ...] = ()
     chat_template: str | None = None
+    tokenizer: TokenizerRule | None = None
 
     def at(self, place: Place) -> str:
         """``recipe.yml:7 merge/ties``."""
@@ -81,7 +83,6 @@ def check_recipe(document: Document) -> Recipe:
         raise UsageError(what, where=document.at(("merge_method",)), hint="Name one: nett list merge")
     card = recipe_card(name, document.at(("merge_method",)))
     words = vocabulary(card)
-    refuse_later(document, data, card.key)
     check_contents(document, data, card.key)
     try:
         checked = recipe_model(card.name).model_validate(data)
@@ -98,6 +99,7 @@ def check_recipe(document: Document) -> Recipe:
         dtype_named(plain["out_dtype"]) if plain.get("out_dtype") else None,
         tuple(_without_effect(document, plain)),
         plain.get("chat_template"),
+        tokenizer_rule(plain, document, card.key),
     )
     check_template(recipe)
     for one in recipe.slices:

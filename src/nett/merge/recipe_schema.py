@@ -29,35 +29,35 @@ _NUMERIC = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
 _STRICT = ConfigDict(extra="forbid")
 
 
-def _wrong(what: str) -> PydanticCustomError:
+def wrong(what: str) -> PydanticCustomError:
     return PydanticCustomError(OWN, "{what}", {"what": what})
 
 
-def _model_reference(value: Any) -> str:
+def model_reference(value: Any) -> str:
     """A model as text: the mapping form ``{model: …, lora: …}`` becomes ``model+lora``."""
 
     def path_of(part: Any) -> str:
         if isinstance(part, dict):
             for key in part:
                 if key not in ("path", "revision"):
-                    raise _wrong(f"unknown key {key!r} in a model; known: path, revision")
+                    raise wrong(f"unknown key {key!r} in a model; known: path, revision")
             revision = part.get("revision")
             if revision is not None and (not isinstance(revision, str) or not revision):
-                raise _wrong(f"revision = {revision!r} is not the name of a branch, a tag or a commit")
+                raise wrong(f"revision = {revision!r} is not the name of a branch, a tag or a commit")
             path = part.get("path")
             part = f"{path}@{revision}" if revision is not None and isinstance(path, str) else path
         if not isinstance(part, str) or not part:
-            raise _wrong(f"{part!r} is not the path of a model")
+            raise wrong(f"{part!r} is not the path of a model")
         return part
 
     if isinstance(value, dict) and "model" in value:
         for key, part in value.items():
             if key == "override_architecture" and part is not None:
-                raise _wrong(
+                raise wrong(
                     f"override_architecture = {part!r} has no meaning here, since nett goes by tensor names: leave it out"
                 )
             if key not in ("model", "lora", "override_architecture"):
-                raise _wrong(f"unknown key {key!r} in a model; known: model, lora")
+                raise wrong(f"unknown key {key!r} in a model; known: model, lora")
         return "+".join(path_of(value[key]) for key in ("model", "lora") if value.get(key) is not None)
     return path_of(value)
 
@@ -73,7 +73,7 @@ _PATH = {
         },
     ]
 }
-_REFERENCE = {
+REFERENCE = {
     "description": "Folder or file of a model, or ORG/NAME in the local cache; PATH@REVISION; BASE+ADAPTER applies "
     "a PEFT adapter.",
     "anyOf": [
@@ -90,7 +90,7 @@ _REFERENCE = {
         },
     ],
 }
-Reference = Annotated[str, BeforeValidator(_model_reference), WithJsonSchema(_REFERENCE)]
+Reference = Annotated[str, BeforeValidator(model_reference), WithJsonSchema(REFERENCE)]
 LayerRange = Annotated[
     list[Annotated[int, Field(strict=True)]],
     Field(min_length=2, max_length=2, description="[FROM, TO): layers by number, TO is one past the last."),
@@ -150,7 +150,7 @@ def _field(word: Word, title: str) -> Any:
         try:
             return word.check(value)
         except UsageError as error:
-            raise _wrong(error.what) from error
+            raise wrong(error.what) from error
 
     scalar = Annotated[Any, BeforeValidator(checked), WithJsonSchema(_scalar_schema(word))]
     return Annotated[_setting(scalar, title + word.name.title()), Field(description=word.shown.description)]
@@ -207,6 +207,8 @@ def _contents(words: Vocabulary, shared: Any) -> dict[str, Any]:
 @cache
 def recipe_model(name: str) -> type[BaseModel]:
     """The pydantic model of the recipes of one method; keys that it does not name are forbidden."""
+    from nett.merge.recipe_tokens import RecipeTokenizer, TokenizerSource
+
     card = recipe_cards()[name]
     words = vocabulary(card)
     shared: Any = (_parameters(words, each_only=False) | None, None)
@@ -223,6 +225,8 @@ def recipe_model(name: str) -> type[BaseModel]:
         "dtype": (ElementType | None, None),
         "out_dtype": (ElementType | None, None),
         "chat_template": (Annotated[str, Field(strict=True, min_length=1)] | None, None),
+        "tokenizer_source": (TokenizerSource | None, None),
+        "tokenizer": (RecipeTokenizer | None, None),
         "parameters": shared,
     }
     config = _one_of(("models", "slices", "modules")) | ConfigDict(title=f"{card.title} recipe")
