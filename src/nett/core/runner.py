@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, final
+from functools import cache
+from typing import Any, TypeVar, final
 
+_WITH_BLAS = {"numpy", "scipy", "scipy.linalg", "torch", "sklearn", "faiss"}
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -15,6 +18,15 @@ R = TypeVar("R")
 def thread_count(asked: int) -> int:
     """``asked``, or for 0 what this process may use, at most 8: the work is bound by memory and disk."""
     return asked if asked > 0 else min(8, len(os.sched_getaffinity(0)))
+
+
+@cache
+def _blas(loaded: frozenset[str]) -> Any:
+    """The BLAS libraries of this process. Finding them takes milliseconds, so it is done again only when something that
+    brings one was imported."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @final
@@ -27,10 +39,8 @@ class Pool:
     """
 
     def __init__(self, threads: int) -> None:
-        from threadpoolctl import threadpool_limits
-
         self.threads = threads
-        self._blas = threadpool_limits(1, "blas")
+        self._blas = _blas(frozenset(_WITH_BLAS & sys.modules.keys())).limit(limits=1, user_api="blas")
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="nett") if threads > 1 else None
 
     def ordered(self, work: Callable[[T], R], items: Iterable[T], ahead: int = 2) -> Iterator[R]:
