@@ -51,6 +51,7 @@ def run(
     net: str | None = None,
     input: str | None = None,
     data: Path | None = None,
+    as_lora: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def run(
             transformers models.
         input: shape of the network's input, such as 1x3x32x32; that of the data by default.
         data: NumPy archive of inputs x and labels y for the network.
+        as_lora: write what the merge changes of the base as a PEFT adapter of this rank, with the error stated; auto
+            (or auto:0.05) takes the smallest rank whose relative error is at most 0.01 (0.05).
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
     """
@@ -82,6 +85,8 @@ def run(
 
         if base is not None:
             raise UsageError("knows no base", where=card.key, hint="Leave out --base.")
+        if as_lora is not None:
+            raise UsageError("gives networks of another form, so --as-lora means nothing to it", where=card.key)
         return run_whole(
             card,
             assets,
@@ -109,6 +114,8 @@ def run(
     opened: list[Checkpoint] = []
     try:
         job = plan(card, assets, parameters, base=base, dtype=dtype, opened=opened)
+        if as_lora is not None:
+            return _as_lora(job, as_lora, dtype, out=out, threads=threads, overwrite=overwrite, dry_run=dry_run)
         return execute(
             job,
             out=out,
@@ -153,7 +160,15 @@ def plan(
     tasks, notes = plan_tensors(
         card, used, models, lambda _: dict(parameters), dtype_named(dtype) if dtype is not None else None
     )
-    return Job(card, used, tuple(models), labels_of(models), parameters, tasks, notes=tuple(notes))
+    return Job(card, used, tuple(models), labels_of(models), parameters, tasks, notes=tuple(notes), ground=ground)
+
+
+def _as_lora(job: Job, wanted: str, dtype: str | None, **how: Any) -> dict[str, Any]:
+    from nett.merge.as_lora import Wanted, execute_as_lora
+
+    options = {"as_lora": wanted} | ({"dtype": dtype} if dtype is not None else {})
+    kind = dtype_named(dtype) if dtype is not None else None
+    return execute_as_lora(job, Wanted.of(wanted), dtype=kind, options=options, **how)
 
 
 def execute(
@@ -474,6 +489,7 @@ def recipe(
     shard_size: str = "5GB",
     threads: Annotated[int, Between(0, 64)] = 0,
     speak: bool = True,
+    as_lora: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -484,6 +500,8 @@ def recipe(
         shard_size: largest size of an output file.
         threads: how many threads work; 0 for all that this process may use. The result does not depend on it.
         speak: afterwards load the result in a process of its own and compare its perplexity with the inputs'.
+        as_lora: write what the merge changes of the base as a PEFT adapter of this rank, with the error stated; auto
+            (or auto:0.05) takes the smallest rank whose relative error is at most 0.01 (0.05).
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
     """
@@ -495,6 +513,7 @@ def recipe(
         shard_size=shard_size,
         threads=threads,
         speak=speak,
+        as_lora=as_lora,
         overwrite=overwrite,
         dry_run=dry_run,
     )

@@ -120,6 +120,7 @@ def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
         vocabulary=vocabulary.record if vocabulary else None,
         giver=giver,
         edits=(*((edit,) if edit is not None else ()), *edits),
+        ground=ground,
     )
     return Planned(recipe, job, resolver, rows)
 
@@ -180,6 +181,7 @@ def run_recipe(
     shard_size: str = "5GB",
     threads: int = 0,
     speak: bool = True,
+    as_lora: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -194,6 +196,18 @@ def run_recipe(
     opened: list[Checkpoint] = []
     try:
         planned = plan_recipe(recipe, opened)
+        if as_lora is not None:
+            from nett.merge.as_lora import Wanted, execute_as_lora
+
+            return execute_as_lora(
+                planned.job,
+                Wanted.of(as_lora),
+                out=out,
+                threads=threads,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                options={"as_lora": as_lora},
+            )
         return execute(
             planned.job,
             out=out,

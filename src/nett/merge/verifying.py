@@ -26,6 +26,10 @@ TOLERANCE = 1e-6  # of figures that are recomputed: sums of the same numbers in 
 def verify_merge(folder: Path, receipt: Mapping[str, Any], *, rerun: bool = False) -> list[Check]:
     """Checks beyond the hashes of the output files, which the caller has done."""
     checks = receipts.check_inputs(receipt)
+    if receipt.get("lora"):
+        from nett.merge.lora_verifying import check_adapter
+
+        return [*checks, check_adapter(folder, receipt), *([_rerun(folder, receipt)] if rerun else [])]
     card = find_card(f"{receipt['room']}/{receipt['method']}")
     if card.restore is not None and not receipt.get("restored_task"):
         checks += [_task(folder, receipt, row) for row in receipt["tasks"]]
