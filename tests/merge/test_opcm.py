@@ -238,15 +238,19 @@ def test_state_is_a_checkpoint_and_norms(five: Family, at_once: Path) -> None:
 
 
 def test_a_model_that_is_in_the_state_is_left_out_and_said(tmp_path: Path, five: Family, at_once: Path) -> None:
-    """Also under another name; and when all are, the merged model is written from the state."""
+    """Also under another name and in other files; and when all are, the merged model is written from the state."""
     copy = tmp_path / "renamed"
-    shutil.copytree(five.paths[1], copy)
+    blob = (Path(five.paths[1]) / "model.safetensors").read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    copy.mkdir()
+    padded = (length + 8).to_bytes(8, "little") + blob[8 : 8 + length] + b" " * 8 + blob[8 + length :]
+    (copy / "model.safetensors").write_bytes(padded)
     said = nett("merge", "opcm", five.paths[0], str(copy), five.paths[0], "--base", five.base_path, "--out",
                 str(tmp_path / "twice"), "--state", str(tmp_path / "state"), "--no-speak").succeeded()  # fmt: skip
     assert f"{five.paths[0]} is given twice" in said.err
     said = merge(five, range(5), tmp_path / "out", "--state", str(tmp_path / "state")).succeeded()
     assert "holds 2 models: " in said.err and f"{five.paths[0]} is in the state already" in said.err
-    assert f"{five.paths[1]} is in the state already (the same files as renamed, {copy})" in said.err
+    assert f"{five.paths[1]} is in the state already (the same tensors as renamed, {copy})" in said.err
     assert bits(tmp_path / "out") == bits(at_once / "out")
     notes = json.loads((tmp_path / "out" / "nett.json").read_text())["notes"]
     assert sum("was left out" in note for note in notes) == 2
@@ -254,6 +258,19 @@ def test_a_model_that_is_in_the_state_is_left_out_and_said(tmp_path: Path, five:
     merge(five, [3, 1], tmp_path / "again", "--state", str(tmp_path / "state")).succeeded()
     assert bits(tmp_path / "again") == bits(at_once / "out")
     assert (held(tmp_path / "state"), (tmp_path / "state" / TENSORS).stat().st_mtime_ns) == before
+
+
+def test_models_from_a_store_are_told_apart(tmp_path: Path, five: Family, at_once: Path) -> None:
+    """They have no files of their own; what counts are their tensors, so that the state takes either."""
+    store = tmp_path / "store"
+    nett("store", "add", *five.paths[:3], "--into", str(store)).succeeded()
+    stored = [str(store / Path(p).name) for p in five.paths[:3]]
+    words = ("--base", five.base_path, "--no-speak", "--state", str(tmp_path / "state"))
+    nett("merge", "opcm", *stored, "--out", str(tmp_path / "three"), *words).succeeded()
+    said = merge(five, range(5), tmp_path / "out", "--state", str(tmp_path / "state")).succeeded()
+    assert said.err.count("is in the state already") == 3
+    assert bits(tmp_path / "out") == bits(at_once / "out")
+    assert "came out with the same bytes" in nett("verify", str(tmp_path / "out"), "--rerun").succeeded().out
 
 
 def test_verify_and_rerun(tmp_path: Path, five: Family) -> None:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, final
 
 import nett
-from nett.core import receipt as receipts
 from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.writer import FileSpec, TensorSpec
 from nett.core.dtypes import DTYPES
 from nett.core.errors import NettError, Refused
 from nett.core.staging import check_target, work_key
 from nett.merge.job import Job
-from nett.merge.state import TENSORS, Known, State, check_state, read_state
+from nett.merge.state import TENSORS, Known, State, check_state, content_sha256, read_state
 
 
 @final
@@ -29,7 +28,6 @@ class Carrying:
     """A job that goes model by model, reduced to the models that are new, and what it goes on from."""
 
     job: Job
-    hashes: receipts.InputHashes
     base: Known
     models: tuple[Known, ...]  # in the order merged: those of the state, then the new ones
     spec: FileSpec  # of the tensor file
@@ -61,35 +59,35 @@ class Carrying:
 
     def as_record(self) -> dict[str, Any]:
         """How the receipt speaks of it."""
-        models = [{"name": m.name, "path": m.path, "sha256": list(m.sha256)} for m in self.models]
+        models = [{"name": m.name, "path": m.path, "sha256": m.sha256} for m in self.models]
         return {"path": None if self.folder is None else str(self.folder.resolve()), "models": models}
 
 
 def plan_carrying(job: Job, folder: Path | None, out: Path) -> Carrying:
-    """Hash all inputs, read and check the state, leave out models that are in it or given twice; Refused where the
-    state does not fit."""
+    """Hash the tensors of all inputs, read and check the state, leave out models that are in it or given twice.
+
+    Refused where the state does not fit.
+    """
     if job.base is None:
         raise NettError(f"{job.card.key} goes model by model but has no base to tell models from", where=job.card.key)
     if folder is not None:
         _apart(folder, out)
     before = read_state(folder) if folder is not None else None
-    hashes = receipts.InputHashes([f for c in job.checkpoints for f in c.files])
-    found = hashes.result()
-    base = _known(job.base, job.base.name, found)
+    base = _known(job.base, job.base.name)
     layout = [_spec(job, "F32"), _spec(job, "F64")]
     spec = layout[job.wide]
     if before is not None and folder is not None:
         held = check_state(before, folder, job.card, job.parameters, base, layout)
     models, new, notes = list(before.models) if before else [], [], []
     for place, (label, model) in enumerate(zip(job.labels, job.tuned, strict=True)):
-        one = _known(model, label, found)
-        twin = next((m for m in models if m.same(one)), None)
+        one = _known(model, label)
+        twin = next((m for m in models if m.sha256 == one.sha256), None)
         if twin is None:
             models.append(one)
             new.append(place)
             continue
         where = "is in the state already" if before and twin in before.models else "is given twice"
-        notes.append(f"{one.path} {where} (the same files as {twin.name}, {twin.path}) and was left out")
+        notes.append(f"{one.path} {where} (the same tensors as {twin.name}, {twin.path}) and was left out")
     if before is not None and folder is not None:
         notes.insert(0, f"goes on from {folder}, which holds {_counted(before.models)}")
         if _reduced(job, new).wide and held is layout[0]:
@@ -104,7 +102,7 @@ def plan_carrying(job: Job, folder: Path | None, out: Path) -> Carrying:
             folder, spec.nbytes if new else 0, overwrite=True, inputs=[f for c in job.checkpoints for f in c.files]
         )
     reduced = _reduced(job, new)
-    return Carrying(replace(reduced, notes=(*job.notes, *notes)), hashes, base, tuple(models), spec, folder, before)
+    return Carrying(replace(reduced, notes=(*job.notes, *notes)), base, tuple(models), spec, folder, before)
 
 
 def _counted(models: Sequence[Known]) -> str:
@@ -117,8 +115,8 @@ def _apart(folder: Path, out: Path) -> None:
         raise Refused(f"the state and the output {out} must lie apart", where=folder, hint="Choose another --state.")
 
 
-def _known(checkpoint: Checkpoint, label: str, hashes: Any) -> Known:
-    return Known(label, str(checkpoint.path.resolve()), tuple(hashes[f] for f in checkpoint.files))
+def _known(checkpoint: Checkpoint, label: str) -> Known:
+    return Known(label, checkpoint.reference, content_sha256(checkpoint))
 
 
 def _spec(job: Job, dtype: str) -> FileSpec:

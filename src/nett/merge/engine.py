@@ -217,7 +217,7 @@ def execute(
     )
     began = time.monotonic()
     with staged(out, key) as staging:
-        hashes = carrying.hashes if carrying else receipts.InputHashes([f for c in job.checkpoints for f in c.files])
+        hashes = receipts.InputHashes([f for c in job.checkpoints for f in c.files])
         with carrier_of(carrying, staging) as carrier:
             outputs, found = _write(job, files, staging, thread_count(threads), carrier)
         outputs += _write_side_files(job, staging)
@@ -248,8 +248,11 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
     largest = max(t.step for t in job.tasks)
     models = len(job.tuned) + 1
     per_thread = largest * 4 * (3 * models + 4)
+    decomposing = 0.0
     if job.card.carries:  # one model at a time, and float64 matrices of the shorter side
         per_thread = max(t.step * 4 * 6 + 8 * 8 * min(t.shape, default=1) ** 2 for t in job.tasks)
+        sides = [sorted(t.shape) for t in job.tasks if len(t.shape) == 2]
+        decomposing = len(job.tuned) * sum(6 * b * a**2 + 20 * a**3 for a, b in sides) / 3e10 / threads
     waiting = SMALL * 4 * 2 * threads
     return {
         "method": job.card.key,
@@ -259,7 +262,9 @@ def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
         "bytes_read": sum(c.nbytes for c in job.checkpoints),
         "bytes_written": files_bytes,
         # Rough: three readings at memory-cache speed, one writing at that of a slow disk.
-        "seconds_estimate": round(3 * sum(c.nbytes for c in job.checkpoints) / 1.5e9 + files_bytes / 3e8 + 1, 1),
+        "seconds_estimate": round(
+            decomposing + 3 * sum(c.nbytes for c in job.checkpoints) / 1.5e9 + files_bytes / 3e8 + 1, 1
+        ),
         "peak_memory_bytes": 150_000_000 + threads * per_thread + waiting + _vocabulary_memory(job),
     }
 

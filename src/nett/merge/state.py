@@ -2,11 +2,12 @@
 
 The tensor file holds what the kernel carries, one array a tensor; ``state.json`` the numbers beside each (of opcm the
 squared norms of the task vectors), which models are in it, over which base and with which parameters, by the hashes of
-their files, so that paths may change. Its size does not depend on how many models are in it, but for their names.
+their tensors, so that paths and files may change. Its size does not depend on how many models are in it, but for their names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 import nett
+from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.safetensors import read_header
 from nett.core.checkpoint.writer import FileSpec
 from nett.core.errors import Refused
@@ -23,24 +25,31 @@ from nett.core.staging import replaced_path
 
 STATE, TENSORS = "state.json", "carried.safetensors"
 SCHEMA = 1
+_BLOCK = 1 << 20  # elements that are hashed at a time
 
 
 @final
 @dataclass(frozen=True)
 class Known:
-    """A model by the hashes of its files; what it was called and where it lay, for people."""
+    """A model by the hash of its tensors; what it was called and where it lay, for people."""
 
     name: str
     path: str
-    sha256: tuple[str, ...]
+    sha256: str
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Known:
-        return cls(str(record["name"]), str(record["path"]), tuple(str(h) for h in record["sha256"]))
+        return cls(str(record["name"]), str(record["path"]), str(record["sha256"]))
 
-    def same(self, other: Known) -> bool:
-        """Whether both are the same files, wherever they lie."""
-        return self.sha256 == other.sha256
+
+def content_sha256(checkpoint: Checkpoint) -> str:
+    """sha256 over names, types, shapes and elements of all tensors: the same in any container and any shards."""
+    digest = hashlib.sha256()
+    for name, info in sorted(checkpoint.tensors.items()):
+        digest.update(json.dumps([name, info.dtype.name, list(info.shape)]).encode() + b"\n")
+        for start in range(0, info.size, _BLOCK):
+            digest.update(checkpoint.read(name, start, min(info.size, start + _BLOCK)).data)
+    return digest.hexdigest()
 
 
 @final
@@ -58,7 +67,7 @@ class State:
     sha256: str  # of the tensor file
 
     @property
-    def hashes(self) -> list[tuple[str, ...]]:
+    def hashes(self) -> list[str]:
         return [m.sha256 for m in self.models]
 
     def as_bytes(self) -> bytes:
@@ -124,10 +133,10 @@ def check_state(
                 f"Go on with --{name.replace('_', '-')} {state.parameters.get(name)}, or begin a new state: name another"
                 " folder.",
             )
-    if not state.base.same(base):
+    if state.base.sha256 != base.sha256:
         raise other(
-            f"was merged over the base {state.base.name!r} ({state.base.path}, sha256 {state.base.sha256[0][:12]}…), which"
-            f" is another than {base.path} (sha256 {base.sha256[0][:12]}…)"
+            f"was merged over the base {state.base.name!r} ({state.base.path}, sha256 {state.base.sha256[:12]}…), which"
+            f" is another than {base.path} (sha256 {base.sha256[:12]}…)"
         )
     found, _ = read_header(state.place / TENSORS)
     shapes = {spec.name: spec.shape for spec in layout[0].tensors}
