@@ -189,10 +189,11 @@ def execute(
     """
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
+    check_target(out, needed, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
     carrying = plan_carrying(job, state, out) if job.card.carries else None
-    job = carrying.job if carrying else job
-    room = needed + (carrying.scratch if carrying else 0)
-    check_target(out, room, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
+    if carrying is not None:
+        job = carrying.job
+        check_target(out, needed + carrying.scratch, overwrite=overwrite)
     figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
     if dry_run:
         return {
