@@ -135,3 +135,12 @@ def test_notes_tell_what_has_no_effect() -> None:
     write_recipe(Path("recipe.yml"), RECIPE.replace("SOURCE", "base").replace("      force: true\n", ""))
     said = nett("merge", "explain", "recipe.yml").succeeded().out
     assert "the source of 'apple' (line 9) has no effect: all models have it" in said
+
+
+def test_no_adapter_of_another_vocabulary() -> None:
+    """An adapter adds to the base as it lies on disk, whose rows would stand for other tokens."""
+    text = RECIPE[: RECIPE.index("tokenizer:")] + "tokenizer_source: union\n"
+    write_recipe(Path("recipe.yml"), text)
+    said = nett("merge", "recipe.yml", "--out", "out", "--as-lora", "2")
+    said.failed(2, "changes config, tokenizer or layers", "Leave out --as-lora")
+    assert not Path("out").exists()

@@ -225,6 +225,21 @@ def test_fewer_rows_than_tokens(models: Path) -> None:
     check(recipe_of("short", "base", base="base", tokenizer_source="union"), ["short", "base"], "base")
 
 
+def test_cut_to_the_smallest_when_asked(models: Path) -> None:
+    """Row by row, with the config and the tokenizer of the base; refused without the option."""
+    recipe = recipe_of("a", "base")
+    write_recipe(Path("recipe.yml"), recipe)
+    nett("merge", "recipe.yml", "--out", "out", "--no-speak").failed(3, "tokenizer_source: union")
+    found, receipt = run(recipe, "--unsafe-truncate-embeddings")
+    for table in TABLES:
+        one, two = read_tensors(Path("a"))[table], read_tensors(Path("base"))[table]
+        np.testing.assert_allclose(found[table], (one + 2 * two[: len(one)]) / 3, atol=1e-6)
+    assert json.loads(Path("out/config.json").read_text())["vocab_size"] == 6
+    assert list(vocabulary_of(Path("out"))) == WORDS[:6]
+    assert any("3 of the 9 rows of base are cut off" in n for n in receipt["notes"])
+    nett("verify", "out", "--rerun").succeeded()
+
+
 def test_ids_in_the_configs_follow(models: Path) -> None:
     """base's ids: <s> is 8. In a's tokenizer there is none, but its settings name another in that role."""
     config = {"bos_token_id": 8, "eos_token_id": [3, 8], "pad_token_id": 3, "image_token_id": 77}
@@ -285,6 +300,54 @@ def test_threads_rerun_and_records(models: Path) -> None:
     assert "13 tokens, from the tokenizer of base" in said and "16 rows, 3 of them" in said
     plan = json.loads(nett("merge", "recipe.yml", "--out", "new", "--dry-run").succeeded().out)
     assert plan["vocabulary"]["fills"] == record["fills"] and not Path("new").exists()
+
+
+def test_slices_look_for_tokens_in_all_models(models: Path) -> None:
+    """The embeddings are those of the first slice's model, the head those of the last; each has a row for every token."""
+    slices = [{"sources": [{"model": n, "layer_range": [0, 1]}]} for n in ("a", "b")]
+    recipe = {"merge_method": "passthrough", "slices": slices, "tokenizer_source": "union"}
+    found, receipt = run(recipe)
+    vocabulary = vocabulary_of(Path("out"))
+    assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 2
+    assert json.loads(Path("out/config.json").read_text())["vocab_size"] == len(vocabulary)
+    vocabs = {n: vocabulary_of(Path(n)) for n in ("a", "b")}
+    for model, table in zip(("a", "b"), TABLES, strict=True):
+        tables = {n: read_tensors(Path(n))[table] for n in ("a", "b")}
+        for token, number in vocabulary.items():
+            assert np.array_equal(found[table][number], by_the_rules(token, model, tables, vocabs, None)), token
+    assert receipt["vocabulary"]["rows"] == len(vocabulary)
+
+
+def test_chat_templates_go_with_it(models: Path) -> None:
+    template = "{% for m in messages %}<x>{{ m.content }}{% endfor %}"
+    run(recipe_of(*NAMES, tokenizer_source="union", chat_template=template))
+    assert Path("out/chat_template.jinja").read_text() == template
+    assert "<x>" in vocabulary_of(Path("out"))
+
+
+def test_sentencepiece_models(models: Path) -> None:
+    """A model that has tokenizer.model alone: transformers converts it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("transformers")
+    text = "the cat sat on the mat and the dog ran over the hill while a bird sang in the tree by the sea"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text[i:] for i in range(0, len(text), 3)]),
+        model_prefix=str(models / "sp"),
+        vocab_size=40,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file="sp.model")
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    write_model(models / "slow", pieces, seed=7)
+    Path("slow/tokenizer.json").unlink()
+    Path("slow/tokenizer.model").write_bytes(Path("sp.model").read_bytes())
+    Path("slow/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    found, out = views(recipe_of("slow", "base", tokenizer_source="union"))
+    table = read_tensors(Path("slow"))[TABLES[0]]
+    for number, piece in enumerate(pieces):
+        assert np.array_equal(found["slow"][TABLES[0]][out[piece]], table[number]), piece
+    assert set(out) == {*pieces, *WORDS, "<s>"}
 
 
 def test_a_model_without_a_tokenizer_is_taken_to_have_the_bases(models: Path) -> None:

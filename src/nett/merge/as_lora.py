@@ -16,6 +16,7 @@ import nett
 from nett.core import receipt as receipts
 from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.lora import CONFIG
+from nett.core.checkpoint.rows import RowsCheckpoint
 from nett.core.dtypes import DTYPES, Dtype
 from nett.core.edge import Edge
 from nett.core.errors import Refused, UsageError
@@ -66,7 +67,7 @@ def ground_of(job: Job) -> Checkpoint:
             where=job.card.key,
             hint="Merge without it; then: nett merge linear MERGED --base BASE --as-lora RANK --out OUT",
         )
-    if job.edits:
+    if job.edits or any(isinstance(c, RowsCheckpoint) for c in job.checkpoints):
         raise UsageError(
             "the recipe changes config, tokenizer or layers, which an adapter cannot hold",
             where=job.card.key,

@@ -496,6 +496,7 @@ def recipe(
     threads: Annotated[int, Between(0, 64)] = 0,
     speak: bool = True,
     as_lora: str | None = None,
+    unsafe_truncate_embeddings: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -508,6 +509,8 @@ def recipe(
         speak: afterwards load the result in a process of its own and compare its perplexity with the inputs'.
         as_lora: write what the merge changes of the base as a PEFT adapter of this rank, with the error stated; auto
             (or auto:0.05) takes the smallest rank whose relative error is at most 0.01 (0.05).
+        unsafe_truncate_embeddings: cut vocabularies of different sizes to the smallest, as if the same numbers stood for
+            the same tokens in all models; a recipe's tokenizer does it right.
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
     """
@@ -520,6 +523,7 @@ def recipe(
         threads=threads,
         speak=speak,
         as_lora=as_lora,
+        unsafe_truncate_embeddings=unsafe_truncate_embeddings,
         overwrite=overwrite,
         dry_run=dry_run,
     )

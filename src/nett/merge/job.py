@@ -243,5 +243,5 @@ def _check_fit(line: Line) -> None:
 
 def _shape_hint(name: str) -> str:
     if "embed" in name or "lm_head" in name:
-        return "The vocabularies differ in size; bring the models to one tokenizer first."
+        return "The vocabularies differ in size. A recipe brings them to one: tokenizer_source: union, base or a path."
     return "Only models of one architecture and size can be merged."

@@ -58,14 +58,22 @@ def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoin
     return checkpoint
 
 
-def plan_recipe(recipe: Recipe, opened: list[Checkpoint]) -> Planned:
-    """The job of a recipe, from headers alone. What was opened is added to ``opened``, for the caller to close."""
+def plan_recipe(recipe: Recipe, opened: list[Checkpoint], *, truncate: bool = False) -> Planned:
+    """The job of a recipe, from headers alone. What was opened is added to ``opened``, for the caller to close.
+
+    ``truncate``: cut vocabularies of different sizes to the smallest.
+    """
     by_key = {s.key: _open(recipe, s, opened) for s in recipe.sources}
     vocabulary = None
     if recipe.tokenizer is not None:
         from nett.merge.vocabulary import unify
 
         vocabulary = unify(recipe, recipe.tokenizer, by_key)
+        by_key = dict(vocabulary.models)
+    elif truncate:
+        from nett.merge.vocabulary import truncated
+
+        vocabulary = truncated(recipe, by_key)
         by_key = dict(vocabulary.models)
     ground = by_key[recipe.base.key] if recipe.base else None
     tuned = [by_key[s.key] for s in recipe.tuned]
@@ -182,6 +190,7 @@ def run_recipe(
     threads: int = 0,
     speak: bool = True,
     as_lora: str | None = None,
+    unsafe_truncate_embeddings: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -195,7 +204,8 @@ def run_recipe(
     recipe = load_recipe(file)
     opened: list[Checkpoint] = []
     try:
-        planned = plan_recipe(recipe, opened)
+        planned = plan_recipe(recipe, opened, truncate=unsafe_truncate_embeddings)
+        cut = {"unsafe_truncate_embeddings": True} if unsafe_truncate_embeddings else {}
         if as_lora is not None:
             from nett.merge.as_lora import Wanted, execute_as_lora
 
@@ -206,7 +216,7 @@ def run_recipe(
                 threads=threads,
                 overwrite=overwrite,
                 dry_run=dry_run,
-                options={"as_lora": as_lora},
+                options={"as_lora": as_lora} | cut,
             )
         return execute(
             planned.job,
@@ -216,6 +226,7 @@ def run_recipe(
             speak_check=speak,
             overwrite=overwrite,
             dry_run=dry_run,
+            options={"shard_size": shard_size} | cut,
         )
     finally:
         for checkpoint in opened:

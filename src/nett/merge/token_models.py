@@ -71,7 +71,7 @@ def read_models(
     found: dict[str, TokenModel] = {}
     for source in order:
         checkpoint = checkpoints[source.key]
-        tables = _tables(checkpoint)
+        tables = token_tables(checkpoint)
         files = model_files(checkpoint)[0]
         digest = digest_of(files)
         own = read.get(digest) or read_tokenizer(files, checkpoint.path)
@@ -91,7 +91,7 @@ def read_models(
     return [found[source.key] for source in recipe.sources], found[base], notes
 
 
-def _tables(checkpoint: Checkpoint) -> tuple[str, ...]:
+def token_tables(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The names of a model's tables of tokens, all of one length; Refused where there is none to move rows of."""
     tables = [n for n, t in checkpoint.tensors.items() if t.shape and is_token_table(n)]
     if not tables:

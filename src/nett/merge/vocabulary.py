@@ -7,26 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
+
 from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.rows import RowMap, RowsCheckpoint, Tables
+from nett.core.sidefiles import model_files
 from nett.merge.job import operand
 from nett.merge.recipe_file import Recipe
 from nett.merge.recipe_tokens import TokenizerRule
 from nett.merge.token_ids import with_ids, with_size
-from nett.merge.token_models import TokenModel, check_source, output_tokenizer, read_models
+from nett.merge.token_models import TokenModel, check_source, output_tokenizer, read_models, token_tables
 from nett.merge.token_rows import TokenRows, token_rows
 from nett.merge.token_rules import row_rules
-from nett.merge.tokenizer_files import OF_THE_MODEL, TokenizerFiles, as_json
+from nett.merge.tokenizer_files import OF_THE_MODEL, TokenizerFiles, as_json, read_tokenizer, without_tokens
 from nett.merge.vocabulary_words import vocabulary_notes, vocabulary_record
 
 
 @final
 @dataclass(frozen=True)
 class Vocabulary:
-    """The output's vocabulary. ``models`` read their tables through it. ``record``: for plans and receipts."""
+    """The output's vocabulary. ``models`` read their tables through it. ``record``: for plans and receipts, where
+    tokens were compared."""
 
     models: Mapping[str, Checkpoint]
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] | None
     notes: tuple[str, ...]
 
 
@@ -86,3 +90,34 @@ def _views(
             tables=tables,
         )
     return views
+
+
+def truncated(recipe: Recipe, models: Mapping[str, Checkpoint]) -> Vocabulary:
+    """Cut the tables of all models to the rows of the smallest, as if one number stood for one token in all of them.
+
+    The config and the tokenizer of the model that gives them are cut with them.
+    """
+    tables = {key: token_tables(checkpoint) for key, checkpoint in models.items()}
+    rows = {key: models[key].tensors[names[0]].shape[0] for key, names in tables.items()}
+    least = min(rows.values())
+    giver = recipe.base.key if recipe.base is not None else recipe.sources[0].key
+    own = np.arange(least, dtype=np.int32)
+    views: dict[str, Checkpoint] = dict(models)
+    notes = []
+    for source in recipe.sources:
+        key, model = source.key, models[source.key]
+        if rows[key] == least:
+            continue
+        cut = f"{rows[key] - least:,} of the {rows[key]:,} rows of {source.reference} are cut off"
+        notes.append(f"{cut} (unsafe_truncate_embeddings): right only if one number is one token in all models")
+        config, files = model.config(), None
+        if key == giver and config is not None:
+            config, files = with_size(config, least), model_files(model)[0]
+            tokenizer = read_tokenizer(files, model.path)
+            kept = without_tokens(tokenizer, least).files if tokenizer is not None else {}
+            files = (
+                {n: c for n, c in files.items() if n in OF_THE_MODEL} | dict(kept) | {"config.json": as_json(config)}
+            )
+        rows_of = RowMap(own, np.full((1, least), -1, np.int32), (model,), least)
+        views[key] = RowsCheckpoint(model, rows_of, {n: [n] for n in tables[key]}, config=config, beside=files)
+    return Vocabulary(views, None, tuple(notes))
