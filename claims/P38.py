@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -153,7 +154,7 @@ def _by_width(got: Gathered) -> list[tuple[str, list[float], list[float]]]:
     found = []
     for bed in dict.fromkeys(bed for bed, size in got.complexity if size.startswith("width")):
         sizes = [size for b, size in got.complexity if b == bed]
-        for small, large in zip(sizes[:-1], sizes[1:], strict=True):
+        for small, large in pairwise(sizes):
             what = f"{bed}, {small} to {large.removeprefix('width ')}:"
             found.append((what, got.complexity[bed, small], got.complexity[bed, large]))
     return found
