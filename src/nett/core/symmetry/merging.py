@@ -69,7 +69,7 @@ def _fixed(symmetry: Symmetry) -> list[Refusal]:
             why = "it lies in attention heads, whose number and size the model's code fixes"
         elif group.unit == "residual dimension":
             why = "norms see how many dimensions the residual stream has, so merging two of them is not exact"
-        elif group.unit not in ("channel", NEURON):
+        elif group.unit in ("pooled unit", "transform unit"):
             why = "the model's code fixes its width"
         elif not group.having("producer") or not group.having("consumer"):
             why = "nothing makes its units" if not group.having("producer") else "nothing reads its units"
