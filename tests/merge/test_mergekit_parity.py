@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nett.merge.recipe import run_recipe
+from nett.merge.recipe_run import run_recipe
 from support.mergekit import (
     CASES,
     FLOAT32,
@@ -97,7 +97,7 @@ def compare(name: str, mine: Any, theirs: Any, models: Path) -> None:
     assert left_out < 0.02 * total
 
 
-@pytest.mark.parametrize("name", [n for n, r in CASES.items() if not isinstance(r, list)])
+@pytest.mark.parametrize("name", CASES)
 def test_same_as_stored(name: str, stored_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads(STORED.read_text())
     assert stored["cases"][name]["recipe"] == json.loads(json.dumps(CASES[name])), "record again: the recipe changed"
@@ -106,7 +106,7 @@ def test_same_as_stored(name: str, stored_models: Path, tmp_path: Path, monkeypa
 
 
 @live_test
-@pytest.mark.parametrize("name", [n for n, r in CASES.items() if not isinstance(r, list)])
+@pytest.mark.parametrize("name", CASES)
 def test_same_checkpoint(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MERGEKIT is not None
     mine = ours(models, tmp_path, CASES[name], monkeypatch)

@@ -110,7 +110,6 @@ CHANGES = {
     "a path that is not there": ("  - model: b", "  - model: bb", 8, ["bb", "no such file or folder", "Did you mean b?"]),
     "a path that is near nothing": ("  - model: b", "  - model: some/where", 8, ["some/where", "relative to the working folder", "downloads nothing"]),
     "a revision": ("  - model: b", "  - model: org/name@main", 8, ["revision", "download"]),
-    "several documents": ("dtype: float32\n", "dtype: float32\n---\nname: second\n", 15, ["several YAML documents"]),
     "a tag": ("dtype: float32", "dtype: !!python/name:os.system x", 13, ["plain data"]),
     "a date": ("      weight: 1.0", "      weight: 2024-01-01", 6, ["plain data", "quotes"]),
     "no YAML": ("dtype: float32", "dtype: [", None, ["is not valid YAML"]),

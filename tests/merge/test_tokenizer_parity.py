@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nett.merge.recipe import run_recipe
+from nett.merge.recipe_run import run_recipe
 from support.mergekit import BFLOAT16, FLOAT32, read
 from support.mergekit_tokens import CASES, KEPT
 from support.recipes import write_recipe

@@ -20,7 +20,9 @@ def left_alone(folder: str, hub: str) -> str | None:
     name = os.path.basename(folder)
     if name == ".git" or has("HEAD", "objects", "refs"):
         return GIT
-    if name.startswith(".nett-") or (name[:1] == "." and name.endswith((".nett-partial", ".nett-replaced"))):
+    if name.startswith(".nett-") or (
+        name[:1] == "." and name.endswith((".nett-partial", ".nett-replaced", ".nett-steps"))
+    ):
         return "of nett's own, in which something is being written"
     if has("nett.json", "objects", "models"):
         return "of a store of nett"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +17,14 @@ from nett.core.checkpoint.rows import HELD, RowsCheckpoint
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import dtype_named
 from nett.core.edge import Edge
-from nett.core.errors import ProofFailed, UsageError
+from nett.core.errors import NettError, ProofFailed, UsageError
 from nett.core.progress import report
 from nett.core.registry import Between, Card
 from nett.core.runner import Pool, thread_count
-from nett.core.sidefiles import model_files, with_dtype
 from nett.core.sink import Sink
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.core.standing import beyond_measured
+from nett.merge.beside import side_files_of
 from nett.merge.carrier import Carrier, carrier_of
 from nett.merge.carrying import plan_carrying
 from nett.merge.job import Job, labels_of, plan_tensors
@@ -182,18 +182,24 @@ def execute(
     overwrite: bool = False,
     dry_run: bool = False,
     options: Mapping[str, Any] | None = None,
+    reuse: bool = False,
+    amend: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Carry a job out. ``options`` is what a rerun must be given beside the parameters.
+    """Carry a job out. ``options`` is what a rerun must be given beside the parameters; ``reuse``: take what lies at
+    ``out`` if it is whole and the outcome of the same work; ``amend`` may add to the receipt before it is written.
 
     Raises ProofFailed, after writing, if the result fails a check.
     """
     files = file_plan(job, byte_size(shard_size))
     needed = sum(f.nbytes for f in files)
+    if reuse and (whole := _finished(out, _key(job, shard_size, _states(job)))) is not None:
+        return whole
     check_target(out, needed, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
     carrying = plan_carrying(job, state, out) if job.card.carries else None
     if carrying is not None:
         job = carrying.job
         check_target(out, needed + carrying.scratch, overwrite=overwrite)
+    key = _key(job, shard_size, carrying.identity if carrying else _states(job))
     figures = plan_figures(job, files_bytes=needed, threads=thread_count(threads))
     if dry_run:
         return {
@@ -204,18 +210,6 @@ def execute(
         }
     for note in job.notes:
         report.say(note)
-    key = work_key(
-        {
-            "nett": nett.__version__,
-            "method": job.card.key,
-            "parameters": job.parameters,
-            "recipe": job.recipe,
-            "vocabulary": job.vocabulary,
-            "shard_size": shard_size,
-            "inputs": carrying.identity if carrying else [file_state(f) for c in job.checkpoints for f in c.files],
-            "tensors": [(t.name, t.dtype.name, t.parameters) for t in job.tasks],
-        }
-    )
     began = time.monotonic()
     with staged(out, key) as staging:
         hashes = receipts.InputHashes([f for c in job.checkpoints for f in c.files])
@@ -227,8 +221,11 @@ def execute(
         if carrying and carrying.folder:
             receipt["state"] = carrying.as_record()
         receipt["options"] = dict(options) if options is not None else {"shard_size": shard_size}
+        receipt["work"] = key
         _look_after(job, staging, receipt, speak_check)
         receipt["seconds"] = round(time.monotonic() - began, 3)
+        if amend is not None:
+            amend(receipt)
         staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
         from nett.core.report import receipt_page
 
@@ -242,6 +239,37 @@ def execute(
             hint=f"See {out / receipts.PAGE}. Do not use this model before you know why.",
         )
     return receipt
+
+
+def _key(job: Job, shard_size: str, inputs: Any) -> str:
+    """A hash of everything that decides what the output will be."""
+    return work_key(
+        {
+            "nett": nett.__version__,
+            "method": job.card.key,
+            "parameters": job.parameters,
+            "recipe": job.recipe,
+            "vocabulary": job.vocabulary,
+            "shard_size": shard_size,
+            "inputs": inputs,
+            "tensors": [(t.name, t.dtype.name, t.parameters) for t in job.tasks],
+        }
+    )
+
+
+def _states(job: Job) -> list[Any]:
+    """What tells that the inputs are still the same files."""
+    return [file_state(f) for c in job.checkpoints for f in c.files]
+
+
+def _finished(out: Path, key: str) -> dict[str, Any] | None:
+    """The receipt of what lies at ``out``, if it came of the same work and every file has its hash."""
+    try:
+        receipt = receipts.read_receipt(out)
+    except NettError:
+        return None
+    kept = receipt.get("work") == key and receipt.get("proof") == "kept"
+    return receipt if kept and all(c["ok"] for c in receipts.check_files(out, receipt)) else None
 
 
 def plan_figures(job: Job, *, files_bytes: int, threads: int) -> dict[str, Any]:
@@ -334,31 +362,10 @@ def _write(
 
 
 def _write_side_files(job: Job, staging: Staging) -> list[dict[str, Any]]:
-    """Config and tokenizer of the donor; for outputs that hold several tasks, what each task has of its own."""
-    if job.donor.config() is None:
-        return []
-    common, notes = model_files(job.donor)
+    """Config, tokenizer and so on, next to the weights."""
+    found, notes = side_files_of(job)
     for note in notes:
         report.say(note)
-    found: dict[str, bytes] = {}
-    if any(o.name == "model" for o in outputs_of(job.card)):
-        types = {t.dtype for t in job.tasks if not t.copied}
-        changed = len(types) == 1 and (
-            job.donor.format == "gguf"  # whose config names no type
-            or any(t.dtype != t.operands[0].info.dtype for t in job.tasks)
-        )
-        for edit in job.edits:
-            common = edit(common)
-        for name, content in common.items():
-            found[name] = (
-                with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content
-            )
-    else:
-        for label, model in zip(job.labels, job.tuned, strict=True):
-            if model.config() is not None:
-                for name, content in model_files(model)[0].items():
-                    if common.get(name) != content:
-                        found[f"tasks/{label}/{name}"] = content
     return [staging.add_file(name, content) for name, content in found.items()]
 
 
@@ -374,6 +381,7 @@ def _receipt(
     inputs = [receipts.input_record(c, role, hashes) for role, c in roles if c is not None]
     for label, model in zip(job.labels, job.tuned, strict=True):
         inputs.append(receipts.input_record(model, "model", hashes) | {"name": label})
+    inputs += [receipts.input_record(c, "base", hashes) for c in job.other_bases]
     rows = model_figures(figures, outputs_of(job.card))
     seconds = time.monotonic() - began
     tensors = tensor_figures(figures, outputs_of(job.card))
@@ -499,6 +507,7 @@ def recipe(
     unsafe_truncate_embeddings: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    keep_steps: Path | None = None,
 ) -> dict[str, Any]:
     """Run a mergekit recipe and write the result to ``out``. Returns the receipt.
 
@@ -513,8 +522,9 @@ def recipe(
             the same tokens in all models; a recipe's tokenizer does it right.
         overwrite: replace the folder out if it exists.
         dry_run: say what would be done and what it would take, and do nothing.
+        keep_steps: folder for the results of the named documents of a recipe of several; removed at the end without.
     """
-    from nett.merge.recipe import run_recipe
+    from nett.merge.recipe_run import run_recipe
 
     return run_recipe(
         file,
@@ -526,4 +536,5 @@ def recipe(
         unsafe_truncate_embeddings=unsafe_truncate_embeddings,
         overwrite=overwrite,
         dry_run=dry_run,
+        keep_steps=keep_steps,
     )

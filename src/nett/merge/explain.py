@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,15 @@ def explain(assets: Sequence[str], *, tensor: str = "*", json: bool = False) -> 
     Args:
         tensor: only tensors whose name fits this pattern (*, ? and [abc] as in a shell).
         json: a list of {tensor, t, model, parameter, value, from} instead of text; model is null where one value
-            holds for all models.
+            holds for all models. For a file of several documents each has a document in front: its name, or null.
     When to use: before running a recipe with filters, gradients or parameters in several places.
     When not: to learn what a method's parameters mean; nett show merge/METHOD tells that.
     Cost: reads headers only.
     Source: mergekit 0.1.5's rules of lookup; no paper.
     """
     from nett.core.match import matching
-    from nett.merge.recipe import plan_recipe
-    from nett.merge.recipe_file import load_recipe
+    from nett.merge.recipe_run import planned_steps
+    from nett.merge.recipe_steps import load_steps
 
     if len(assets) != 1:
         raise UsageError(
@@ -39,14 +40,18 @@ def explain(assets: Sequence[str], *, tensor: str = "*", json: bool = False) -> 
             where="merge/explain",
             hint="nett merge explain RECIPE.yml",
         )
-    opened: list[Any] = []
-    try:
-        planned = plan_recipe(load_recipe(Path(assets[0])), opened)
-        wanted = matching(tensor, planned.rows)
-        return rows_of(planned, wanted) if json else text_of(planned, wanted)
-    finally:
-        for checkpoint in opened:
-            checkpoint.close()
+    with planned_steps(load_steps(Path(assets[0]))) as plans:
+        several = len(plans) > 1
+        names = dict.fromkeys(name for planned in plans for name in planned.rows)
+        matching(tensor, names)
+        rows: list[dict[str, Any]] = []
+        texts = []
+        for planned in plans:
+            wanted = [name for name in planned.rows if fnmatch.fnmatchcase(name, tensor)]
+            named: dict[str, Any] = {"document": planned.recipe.name} if several else {}
+            rows += [named | row for row in rows_of(planned, wanted)]
+            texts.append(text_of(planned, wanted))
+        return rows if json else "\n\n".join(texts)
 
 
 def rows_of(planned: Planned, tensors: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,7 +110,8 @@ def _heading(planned: Planned) -> str:
     recipe, job = planned.recipe, planned.job
     types = sorted({t.dtype.alias for t in job.tasks if not t.copied})
     lines = [
-        f"{recipe.document.file}: {recipe.words.card.name}, {len(planned.rows)} tensors",
+        f"{recipe.document.file}{f', {recipe.name}' if recipe.name else ''}: {recipe.words.card.name}, "
+        f"{len(planned.rows)} tensors",
         *([f"  base     {job.base.path}"] if job.base is not None else []),
         *(f"  model    {label}: {c.path}" for label, c in zip(job.labels, job.tuned, strict=True)),
         f"  types    inputs {f'rounded to {job.cast.alias}' if job.cast else 'as they are'}, output {', '.join(types)}",

@@ -95,7 +95,7 @@ class Job:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        found = [*((self.base,) if self.base else ()), *self.tuned]
+        found = [*((self.base,) if self.base else ()), *self.tuned, *self.other_bases]
         return tuple({id(c): c for c in found}.values())
 
     @property
@@ -104,6 +104,13 @@ class Job:
         if self.cast is not None:
             return self.cast.name == "F64"
         return any(o.info.dtype.name == "F64" for t in self.tasks if not t.copied for o in t.operands)
+
+    @property
+    def other_bases(self) -> tuple[Checkpoint, ...]:
+        """The bases of single slices of a recipe, where they are neither the base of all nor merged elsewhere."""
+        known = {id(c) for c in (self.base, *self.tuned)}
+        found = [t.base.checkpoint for t in self.tasks if t.base is not None]
+        return tuple({id(c): c for c in found if id(c) not in known}.values())
 
     @property
     def donor(self) -> Checkpoint:

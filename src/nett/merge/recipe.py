@@ -11,11 +11,11 @@ from typing import Any, final
 
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import DTYPES
-from nett.core.errors import NettError, UsageError
+from nett.core.errors import NettError, UsageError, did_you_mean
 from nett.core.layer_lists import recut
 from nett.merge.job import Edit, Job, TensorTask, labels_of, plan_lines
 from nett.merge.recipe_chat import plan_template
-from nett.merge.recipe_file import Recipe, load_recipe
+from nett.merge.recipe_file import Recipe
 from nett.merge.recipe_lines import Cut, line_up
 from nett.merge.recipe_parts import Source
 from nett.merge.recipe_values import Asked, Resolver, Row
@@ -35,9 +35,18 @@ class Planned:
     rows: Mapping[str, Row]
 
 
-def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoint:
+def _open(
+    recipe: Recipe, source: Source, opened: list[Checkpoint], steps: Mapping[str, Checkpoint | str]
+) -> Checkpoint:
+    first, plus, adapter = source.reference.partition("+")
+    step = steps.get(first)
+    if isinstance(step, Checkpoint) and not plus:
+        return step
+    if isinstance(step, Checkpoint) and os.path.exists(opens_as(adapter)):
+        return step  # the adapter changes neither shapes nor types; it is opened over what the step wrote
+    reference = f"{step}{plus}{opens_as(adapter)}" if isinstance(step, str) else opens_as(source.reference)
     try:
-        checkpoint = open_checkpoint(opens_as(source.reference), dense=True)
+        checkpoint = open_checkpoint(reference, dense=True)
     except NettError as error:
         place = source.place if source.place == ("base_model",) else (*source.place, "model")
         where, hint = recipe.at(place), error.hint
@@ -51,19 +60,29 @@ def _open(recipe: Recipe, source: Source, opened: list[Checkpoint]) -> Checkpoin
                 hint="Download that revision with your usual client, or write the path of a folder.",
             ) from error
         if missing and hint is None:
-            hint = f"Paths are relative to the working folder, {os.getcwd()}. nett downloads nothing."
+            near = did_you_mean(first, steps)
+            hint = (f"{near.strip()} That is a document of this file. " if "Did" in near else "") + (
+                f"Paths are relative to the working folder, {os.getcwd()}. nett downloads nothing."
+            )
         what = f"{error.where}: {error.what}" if error.where else error.what
         raise type(error)(what, where=where, hint=hint) from error
     opened.append(checkpoint)
     return checkpoint
 
 
-def plan_recipe(recipe: Recipe, opened: list[Checkpoint], *, truncate: bool = False) -> Planned:
+def plan_recipe(
+    recipe: Recipe,
+    opened: list[Checkpoint],
+    steps: Mapping[str, Checkpoint | str] | None = None,
+    *,
+    truncate: bool = False,
+) -> Planned:
     """The job of a recipe, from headers alone. What was opened is added to ``opened``, for the caller to close.
 
+    ``steps``: name -> what another document of the same file gives, as it is planned or where it was written.
     ``truncate``: cut vocabularies of different sizes to the smallest.
     """
-    by_key = {s.key: _open(recipe, s, opened) for s in recipe.sources}
+    by_key = {s.key: _open(recipe, s, opened, steps or {}) for s in recipe.sources}
     vocabulary = None
     if recipe.tokenizer is not None:
         from nett.merge.vocabulary import unify
@@ -180,54 +199,3 @@ def _summary(tasks: Sequence[TensorTask]) -> dict[str, Any]:
     """Parameters as the receipt shows them: the value where it is one for all tensors."""
     merged = [t.parameters for t in tasks if not t.copied]
     return {name: value if all(p[name] == value for p in merged) else VARIES for name, value in merged[0].items()}
-
-
-def run_recipe(
-    file: Path,
-    *,
-    out: Path,
-    shard_size: str = "5GB",
-    threads: int = 0,
-    speak: bool = True,
-    as_lora: str | None = None,
-    unsafe_truncate_embeddings: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Run a mergekit recipe and write the result to ``out``. Returns the receipt, which holds the recipe's text.
-
-    Raises UsageError naming file, line and method for anything the recipe says that cannot be done as it says it;
-    Refused where the models do not fit together or the disk has no room.
-    """
-    from nett.merge.engine import execute
-
-    recipe = load_recipe(file)
-    opened: list[Checkpoint] = []
-    try:
-        planned = plan_recipe(recipe, opened, truncate=unsafe_truncate_embeddings)
-        cut = {"unsafe_truncate_embeddings": True} if unsafe_truncate_embeddings else {}
-        if as_lora is not None:
-            from nett.merge.as_lora import Wanted, execute_as_lora
-
-            return execute_as_lora(
-                planned.job,
-                Wanted.of(as_lora),
-                out=out,
-                threads=threads,
-                overwrite=overwrite,
-                dry_run=dry_run,
-                options={"as_lora": as_lora} | cut,
-            )
-        return execute(
-            planned.job,
-            out=out,
-            shard_size=shard_size,
-            threads=threads,
-            speak_check=speak,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            options={"shard_size": shard_size} | cut,
-        )
-    finally:
-        for checkpoint in opened:
-            checkpoint.close()

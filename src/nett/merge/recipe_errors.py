@@ -15,8 +15,8 @@ from nett.merge.recipe_words import Vocabulary, written
 from nett.merge.recipe_yaml import Document, Place
 
 TOP = (
-    "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer",
-    "chat_template", "parameters",
+    "name", "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer", "chat_template", "parameters",
 )  # fmt: skip
 _INSIDE = {  # the keys of what stands in a list or mapping of this name
     "models": ("model", "parameters"),

@@ -18,7 +18,7 @@ from nett.merge.recipe_parts import Part, Slice, Source, parts_of
 from nett.merge.recipe_schema import recipe_model
 from nett.merge.recipe_tokens import TokenizerRule, tokenizer_rule
 from nett.merge.recipe_words import Vocabulary, recipe_card, vocabulary
-from nett.merge.recipe_yaml import Document, Place, read_document
+from nett.merge.recipe_yaml import Document, Place, read_documents
 
 
 @final
@@ -35,6 +35,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
     chat_template: str | None = None
     tokenizer: TokenizerRule | None = None
+    name: str | None = None  # of a document that others refer to
 
     def at(self, place: Place) -> str:
         """``recipe.yml:7 merge/ties``."""
@@ -70,12 +71,15 @@ def _once(sources: Iterable[Source]) -> tuple[Source, ...]:
 
 
 def load_recipe(file: Path) -> Recipe:
-    """Read and check a recipe file; UsageError with file, line and method at the first thing that is off."""
-    return check_recipe(read_document(file))
+    """Read and check a recipe file of one document."""
+    documents = read_documents(file)
+    if len(documents) > 1:
+        raise UsageError(f"holds {len(documents)} documents, where one is expected", where=file)
+    return check_recipe(documents[0])
 
 
 def check_recipe(document: Document) -> Recipe:
-    """Check one document that is a recipe."""
+    """Check one document that is a recipe; UsageError with file, line and method at the first thing that is off."""
     data = {key: value for key, value in document.data.items() if value is not None}
     name = data.get("merge_method")
     if not isinstance(name, str):
@@ -100,6 +104,7 @@ def check_recipe(document: Document) -> Recipe:
         tuple(_without_effect(document, plain)),
         plain.get("chat_template"),
         tokenizer_rule(plain, document, card.key),
+        plain.get("name"),
     )
     check_template(recipe)
     for one in recipe.slices:

@@ -224,6 +224,7 @@ def recipe_model(name: str) -> type[BaseModel]:
         "base_model": (Reference, ...) if "base" in card.needs else (Reference | None, None),
         "dtype": (ElementType | None, None),
         "out_dtype": (ElementType | None, None),
+        "name": (Annotated[str, Field(strict=True, min_length=1)] | None, None),
         "chat_template": (Annotated[str, Field(strict=True, min_length=1)] | None, None),
         "tokenizer_source": (TokenizerSource | None, None),
         "tokenizer": (RecipeTokenizer | None, None),

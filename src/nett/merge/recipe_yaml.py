@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -23,7 +23,7 @@ _PLAIN = {f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bo
 @final
 @dataclass(frozen=True)
 class Document:
-    """The content of one YAML file, and the line (from 1) on which each part of it stands."""
+    """One YAML document, and the line (from 1) of its file on which each part of it stands; ``text``: of the file."""
 
     file: Path
     text: str
@@ -41,8 +41,8 @@ class Document:
         return f"{self.file}:{self.line(place)}"
 
 
-def read_document(file: Path) -> Document:
-    """Read a file of one YAML document that is a mapping. UsageError, with the line, where it is anything else."""
+def read_documents(file: Path) -> list[Document]:
+    """Read a file of YAML documents that are mappings. UsageError, with the line, where it is anything else."""
     try:
         blob = file.read_bytes() if file.stat().st_size <= MAX_BYTES else None
     except OSError as error:
@@ -53,17 +53,13 @@ def read_document(file: Path) -> Document:
         text = blob.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"is not UTF-8 text (byte {error.start})", where=file) from error
-    reader = _Reader(file)
     try:
-        data = reader.read(text)
+        return list(_Reader(file).read(text))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"is not valid YAML: {error.problem or error.context}", where=f"{file}:{line}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"is not valid YAML: {error}", where=file) from error
-    if not isinstance(data, dict):
-        raise UsageError("is not a mapping of keys to values (merge_method: …, models: …)", where=file)
-    return Document(file, text, data, reader.lines)
 
 
 @final
@@ -74,20 +70,26 @@ class _Reader:
         self._nodes = 0
         self._flat: set[int] = set()  # mappings whose merge keys are resolved already (aliases come by again)
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> Iterator[Document]:
         self._loader = yaml.SafeLoader(text)
         try:
             if not self._loader.check_node():
                 raise UsageError("is empty", where=self.file)
-            node: Any = self._loader.get_node()
-            if self._loader.check_node():
-                second: Any = self._loader.get_node()
-                raise self._wrong(
-                    "holds several YAML documents; nett runs one merge a file",
-                    second,
-                    "Write each document to a file of its own and run them one after the other.",
-                )
-            return self._plain(node, (), 0)
+            count = 0
+            while self._loader.check_node():
+                node: Any = self._loader.get_node()
+                count += 1
+                self.lines = {}
+                data = self._plain(node, (), 0)
+                if not isinstance(data, dict):
+                    nothing = count > 1 and data is None
+                    what = "is not a mapping of keys to values (merge_method: …, models: …)"
+                    raise UsageError(
+                        f"document {count} is empty" if nothing else what,
+                        where=f"{self.file}:{node.start_mark.line + 1}" if count > 1 else self.file,
+                        hint="Remove the line '---' above it." if nothing else None,
+                    )
+                yield Document(self.file, text, data, self.lines)
         finally:
             self._loader.dispose()
 
