@@ -25,7 +25,7 @@ def check_contents(document: Document, data: Mapping[str, Any], key: str) -> Non
 
 
 def _exactly_one(document: Document, data: Mapping[str, Any], place: Place, kinds: tuple[str, ...], key: str) -> None:
-    found = [kind for kind in kinds if data.get(kind) is not None]
+    found = sorted((k for k in kinds if data.get(k) is not None), key=lambda k: document.line((*place, k)))
     if len(found) > 1:
         raise UsageError(
             f"both {found[0]!r} (line {document.line((*place, found[0]))}) and {found[1]!r} say what is merged",
