@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     "parameter of a slice": (SLICES, "{t: 0.3}", "{tt: 0.3}", 8, ["unknown parameter 'tt'", "Did you mean 't'"]),
     "a value out of range in a slice": (SLICES, "{t: 0.3}", "{t: [0, x]}", 8, ["t = 'x'"]),
     "a filter outside its slice": (SLICES, "{t: 0.3}", "{t: [{filter: layers.2., value: 1}, {value: 0}]}", 8, ["the filter 'layers.2.' matches no tensor"]),
-    "models beside slices": (SLICES, "dtype: float32", "models: [{model: a}]", 13, ["both 'models'", "'slices'", "Keep one"]),
+    "models beside slices": (SLICES, "dtype: float32", "models: [{model: a}]", 13, ["both 'slices' (line 3) and 'models'", "Keep one"]),
     "a weight of a text": (SLICES, "    parameters: {t: 0.3}", "    residual_weight: x", 8, ["residual_weight = 'x'", "number"]),
     "a slice's base that is not there": (SLICES, "  - sources:\n      - {model: base, layer_range: [0, 1]}", "  - base_model: basis\n    sources:\n      - {model: basis, layer_range: [0, 1]}", 11, ["basis", "no such file"]),
     "no layers at all": (MODULES, "[0, 2]", "[0, 0]", 4, ["all slices are empty, so the output would have no layers"]),
