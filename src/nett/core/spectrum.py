@@ -83,7 +83,7 @@ def spectrum(matrix: Matrix, *, limit: int = 1024, seed: int = 0) -> Spectrum | 
     with np.errstate(all="ignore"):  # what is not finite shows in the end, as None
         if min(rows, cols) > limit:
             return _sampled(matrix, rows, cols, limit, seed)
-        gram = _gram_of_columns(matrix, rows, cols) if rows >= cols else _gram_of_rows(matrix, rows, cols)
+        gram = gram_of_columns(matrix, rows, cols) if rows >= cols else _gram_of_rows(matrix, rows, cols)
     if not np.isfinite(gram).all():
         return None
     energies = _cleaned(np.linalg.eigvalsh(gram))
@@ -99,7 +99,8 @@ def _cleaned(eigenvalues: Array) -> Array:
     return np.where(descending > noise, descending, 0.0)
 
 
-def _gram_of_columns(matrix: Matrix, rows: int, cols: int) -> Array:
+def gram_of_columns(matrix: Matrix, rows: int, cols: int) -> Array:
+    """``matrix.T @ matrix`` in float64, read in blocks of rows."""
     gram = np.zeros((cols, cols))
     step = max(1, _BLOCK // cols)
     for first in range(0, rows, step):

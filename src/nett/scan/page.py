@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nett.core.edge import Edge
 from nett.core.layers import layer_of
 from nett.core.report import Code, Page, add_edges
+from nett.scan import interference_page
 
 if TYPE_CHECKING:
     from nett.scan.engine import Scan
@@ -74,6 +75,7 @@ def scan_page(scan: Scan) -> Page:
     _assets(page, scan, figures.get("header", {}))
     _findings(page, scan)
     _closeness(page, figures.get("closeness", {}))
+    interference_page.show(page, figures.get("interference", {}))
     _ranks(page, figures.get("effective_rank", {}))
     page.heading("What the scan took")
     page.table(

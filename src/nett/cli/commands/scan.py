@@ -95,6 +95,7 @@ def _scan(
 def _show(found: Scan) -> None:
     """The findings in columns, their commands once below, then the figures of each checkpoint."""
     from nett.cli.text import columns, common_folder, figure
+    from nett.scan import interference_page
     from nett.scan.page import alike, by_checkpoint, commands, of_layers
 
     known, groups = commands(found), alike(found.edges)
@@ -120,6 +121,9 @@ def _show(found: Scan) -> None:
     for probe, (heads, lines) in by_checkpoint(found).items():
         click.echo(f"\n{probe.replace('_', ' ')}")
         click.echo("\n".join(columns(heads, [[figure(v) for v in line] for line in lines], right=heads[1:])))
+    for run in found.probes:
+        if run.name == "interference":
+            click.echo("\n".join(interference_page.said(run.findings.figures)))
 
 
 def _all_probes(only: tuple[str, ...], disk: bool, exact: bool, **values: Any) -> None:
