@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import nett as package
 from nett.core.checkpoint import open_checkpoint
 from nett.merge.recipe import plan_recipe
 from nett.merge.recipe_file import load_recipe
+from nett.merge.tokenizer_files import read_tokenizer
 from support.cli import nett
 from support.recipes import write_recipe
 from support.tensors import Array, read_tensors, write_tensors
@@ -400,3 +403,37 @@ def test_the_merged_model_speaks_with_the_merged_tokenizer(models: Path) -> None
         torch.testing.assert_close(made.eval()(ids).logits, again.eval()(ids).logits, atol=1e-5, rtol=1e-5)
     with open_checkpoint("out") as written:
         assert written.tensors[TABLES[0]].shape[0] == len(vocabulary)
+    # What settings name and tokenizer.json lacks, transformers adds when it loads: so does nett, to the same ids.
+    said = {
+        "pad_token": "[PAD]",
+        "additional_special_tokens": ["<u>", "<s>"],
+        "added_tokens_decoder": {"20": {"content": "<late>"}, "9": {"content": "<q>", "special": True}},
+    }
+    write_model(models / "named", WORDS, ["<unk>", "<s>"], seed=7, rows=13, settings=said)
+    known = transformers.AutoTokenizer.from_pretrained("named").get_vocab()
+    read = read_tokenizer({f.name: f.read_bytes() for f in Path("named").glob("tokenizer*")}, Path("named"))
+    assert read is not None and read.vocab == known and known["[PAD]"] == 11
+    run(recipe_of("a", "named", base="named", tokenizer_source="union"))
+    loaded = transformers.AutoTokenizer.from_pretrained("out").get_vocab()
+    assert loaded == vocabulary_of(Path("out")) and all(loaded[t] == n for t, n in known.items())
+    assert len(read_tensors(Path("out"))[TABLES[0]]) == max(loaded.values()) + 1
+
+
+def test_the_published_schema_takes_what_runs(models: Path) -> None:
+    schema = json.loads((Path(package.__file__).parents[2] / "docs" / "recipe.schema.json").read_text())
+    tokens = {token: rule for rules in RULES.values() for token, rule in rules.items()}
+    good = recipe_of(*NAMES, tokenizer={"source": "union", "tokens": tokens, "pad_to_multiple_of": 2})
+    jsonschema.validate(good, schema)
+    jsonschema.validate(recipe_of(*NAMES, tokenizer_source={"model": {"path": "a"}}), schema)
+    run(good)
+    for bad in (
+        {"sorce": "union"},
+        {"tokens": {"x": {"source": {"kind": "zeros"}}}},
+        {"tokens": {"x": {"source": {"kind": "model_token", "model": "a"}}}},
+        {"tokens": {"x": {"source": {"kind": "model_token", "model": "a", "token": "b", "token_id": 1}}}},
+        {"pad_to_multiple_of": 0},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(recipe_of(*NAMES, tokenizer=bad), schema)
+        write_recipe(Path("bad.yml"), recipe_of(*NAMES, tokenizer=bad))
+        assert nett("merge", "bad.yml", "--out", "other").code == 2

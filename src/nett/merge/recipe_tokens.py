@@ -164,6 +164,6 @@ class RecipeTokenizer(BaseModel):
     model_config = ConfigDict(extra="forbid")
     source: TokenizerSource | None = None
     tokens: dict[str, Annotated[RecipeToken, BeforeValidator(lambda v: {} if v is None else v)]] | None = None
-    pad_to_multiple_of: Annotated[int, BeforeValidator(_whole)] | None = Field(
-        None, ge=1, description="Rows are added, each the mean of all others, until their number is a multiple."
-    )
+    pad_to_multiple_of: (
+        Annotated[int, BeforeValidator(_whole), WithJsonSchema({"type": "integer", "minimum": 1})] | None
+    ) = Field(None, description="Rows are added, each the mean of all others, until their number is a multiple.")
