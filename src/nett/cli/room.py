@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ import click
 
 from nett.core.cards import all_cards, engine_options
 from nett.core.errors import UsageError, did_you_mean
+from nett.core.progress import report
 from nett.core.registry import Card, Parameter
 
 _DRY = {"dry_run": True, "apply": False}  # what --dry-run means to a command that has one of these
@@ -93,16 +95,59 @@ def method_command(card: Card) -> click.Command:
 
 
 def recipe_command(room: str, file: str) -> click.Command:
-    """``nett ROOM RECIPE.yml --out DIR``."""
+    """``nett ROOM RECIPE.yml --out DIR``, also ``nett ROOM RECIPE.yml DIR`` with the words of the room's peer."""
     options = tuple(o for o in engine_options(room, "recipe") if o.name != "dry_run")
+    peer = importlib.import_module(f"nett.{room}.peer_words")
 
     @click.pass_context
     def call(ctx: click.Context, /, **values: Any) -> None:
         engine = importlib.import_module(f"nett.{room}.engine")
-        common = given(options, values, file)
+        ours = {o.name: values[o.name] for o in options}
+        place = values.pop("place")
+        for target, name, value in [("out", "the second word", place)] * (place is not None) + _of_peer(peer, ctx):
+            if ours[target] is not None and ours[target] != value:
+                raise UsageError(f"--{target.replace('_', '-')} {ours[target]} and {name} {value} say two things")
+            ours[target] = value
+        if ours["out"] is None:
+            raise UsageError("the folder to write is missing", where=file, hint=f"nett {room} {file} --out DIR")
+        common = given(options, ours, file)
         _summary(engine.recipe(Path(file), dry_run=ctx.obj["dry_run"], **common), common.get("out"))
 
-    return click.Command(file, callback=call, params=[option(o) for o in options], help=f"Run the recipe {file}.")
+    hidden = [
+        click.Option([flag, f"peer{i}"], hidden=True, is_flag=not takes, default=None)
+        for i, (flag, takes) in enumerate(_peer_options(peer).items())
+        if flag[2:].replace("-", "_") not in {o.name for o in options}
+    ]
+    shown = [option(replace(o, required=False)) for o in options]
+    return click.Command(
+        file,
+        callback=call,
+        params=[click.Argument(["place"], required=False, metavar="[DIR]"), *shown, *hidden],
+        help=f"Run the recipe {file}.",
+    )
+
+
+def _peer_options(peer: Any) -> dict[str, bool]:
+    """The peer's options, and whether they take a value."""
+    refused = {flag: takes for flag, (takes, _) in peer.REFUSED.items()}
+    return dict.fromkeys(peer.FLAGS, False) | dict.fromkeys([*peer.VALUES, *peer.SAME], True) | refused
+
+
+def _of_peer(peer: Any, ctx: click.Context) -> list[tuple[str, str, str]]:
+    """Of the peer's options that were given: (our option, its name, value) of those that are ours by another name.
+    Says what has no effect; UsageError for what is refused."""
+    found = []
+    for i, flag in enumerate(_peer_options(peer)):
+        value = ctx.params.get(f"peer{i}")
+        if value is None or value is False:
+            continue
+        if flag in peer.REFUSED:
+            raise UsageError(f"{flag} is not taken here", hint=peer.REFUSED[flag][1])
+        if flag in peer.SAME:
+            found.append((peer.SAME[flag], flag, peer.in_our_terms(flag, value)))
+        else:
+            report.say(f"{flag} has no effect: {(peer.FLAGS | peer.VALUES)[flag]}")
+    return found
 
 
 def card_help(card: Card) -> str:
