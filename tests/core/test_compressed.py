@@ -180,6 +180,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "sparse format 'sparse-24-bitmask'",
     ),
     "sparse format": ({"format": "marlin-24"}, "sparse format 'marlin-24'"),
+    "rotated": ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "were rotated before"),
     "nvfp4": ({"format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized', which nett does not read"),
     "bits": ({"weights": {"num_bits": 3}}, "packed ints of 3 bits; nett reads packed integers of 1, 2, 4, 8 bits"),
     "strategy": ({"weights": {"strategy": "tensor_group"}}, "have scales by 'tensor_group'"),

@@ -47,6 +47,13 @@ class Scheme:
 def schemes_of(said: Mapping[str, Any], where: Path) -> tuple[Scheme, ...]:
     """The schemes of a ``quantization_config``. Raises Refused naming the format that nett does not read."""
     _no_sparsity(said.get("sparsity_config"), where)
+    if (said.get("transform_config") or {}).get("config_groups"):
+        raise Refused(
+            "its weights were rotated before they were quantised (transform_config), and part of that is undone only"
+            " while the model runs: they do not stand for the original's weights",
+            where=where,
+            hint="Name the model that it was made from.",
+        )
     overall = said.get("format") or "fakequant"
     _known(overall, where, (PACKED, *PLAIN, *WHOLE, MIXED))
     groups = said.get("config_groups") or {}
