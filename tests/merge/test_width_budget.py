@@ -53,15 +53,19 @@ def shared(sizes):
 
 
 def brute_force(terms, gains, sizes, budget):
-    """The best of every choice of whole units."""
-    limit = budget * total(terms, {}) + 1e-9
+    """The best of every choice of whole units, all choices at once."""
     names = sorted(gains)
-    best = 0.0
-    for units in product(*(range(sizes[n] + 1) for n in names)):
-        ratios = {n: u / sizes[n] for n, u in zip(names, units, strict=True)}
-        if total(terms, ratios) <= limit:
-            best = max(best, sum(gains[n] * r for n, r in ratios.items()))
-    return best
+    shares = np.array(list(product(*(np.arange(sizes[n] + 1) / sizes[n] for n in names))))
+
+    def positions(axis):
+        apart = sum(n * shares[:, names.index(g)] for g, n in axis.of_group.items())
+        return axis.fixed + sum(axis.of_group.values()) + apart, apart
+
+    costs = 0
+    for term in terms:
+        (out, out_apart), (into, into_apart) = positions(term.out), positions(term.into)
+        costs = costs + term.each * (out * into - 2 * out_apart * into_apart)
+    return max((shares @ [gains[n] for n in names])[costs <= budget * costs[0] + 1e-9])
 
 
 @pytest.mark.parametrize("seed", range(12))
