@@ -62,6 +62,15 @@ def outputs(network, tensors):
         return module(torch.from_numpy(network.inputs)).numpy()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 NETWORKS = {
     "mlp": (lambda: mlp(6, 5, 9, 3), (40, 6)),
     "cnn": (Cnn, CNN_INPUT),
