@@ -67,8 +67,13 @@ def network(seed: int = 0) -> Any:
     return Network(scope["net"](), rng.normal(size=(40, WIDTHS[0])).astype(np.float32), rng.integers(0, WIDTHS[-1], 40))
 
 
+def models_of(card: Card) -> int:
+    """How many models the method takes: its own number, or three."""
+    return 1 if "model" in card.operands else int((card.mergekit or {}).get("models", 3))
+
+
 def operands(card: Card, models: list[dict[str, Array]]) -> list[Any]:
-    given: list[Any] = [models[0] if "model" in card.operands else models, mlp(*WIDTHS)]
+    given: list[Any] = [models[0] if "model" in card.operands else models[: models_of(card)], mlp(*WIDTHS)]
     if "network" in card.operands:
         given.append(network() if "network" in card.needs else None)
     return given
@@ -91,7 +96,7 @@ def digest(tensors: Mapping[str, Array]) -> str:
 def folders(card: Card, folder: Path, dtype: str = "F32") -> tuple[list[str], dict[str, Any]]:
     """Written models and the options that go with them."""
     paths = []
-    for i, model in enumerate(three()[: 1 if "model" in card.operands else 3]):
+    for i, model in enumerate(three()[: models_of(card)]):
         path = folder / f"m{i}" / "model.safetensors"
         write_tensors(path, model, dtype)
         paths.append(str(path.parent))

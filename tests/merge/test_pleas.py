@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.numpy import load  # noqa: E402
+
 from nett.core.errors import NettError, Refused, UsageError  # noqa: E402
 from nett.core.network import Network  # noqa: E402
 from nett.core.symmetry import of_module, proved_symmetry  # noqa: E402
@@ -74,7 +76,7 @@ def one_thread():
 NETWORKS = {
     "mlp": (lambda: mlp(6, 5, 9, 3), (40, 6)),
     "cnn": (Cnn, CNN_INPUT),
-    "resnet": (lambda: ResNet(1, "B", (3, 4, 5), 4), (20, 3, 8, 8)),
+    "resnet": (lambda: ResNet(1, "B", (3, 4, 5), 4), (12, 3, 8, 8)),
 }
 
 
@@ -129,9 +131,11 @@ def features(tensors, x):
 
 
 def test_every_layer_is_the_least_squares_solution():
-    """Against numpy.linalg.lstsq on the stacked inputs, row block by row block, for layers that are not square."""
+    """Against numpy.linalg.lstsq on the stacked inputs, row block by row block, for layers that are not square; of the
+    many solutions where units are dead on all inputs, the one nearest to the averages."""
     models, symmetry, network = pair(lambda: mlp(6, 8, 5, 7, 3), (200, 6))
     found = pleas(models, symmetry, network, ratio=0.4, match="weights", ridge=0.0)
+    averages = pleas(models, symmetry, network, ratio=0.4, match="weights", squares=False).tensors
     record = json.loads(found.files["pleas.json"])
     orders, apart = record["orders"], record["apart"]
     two = symmetry.apply(models[1], {n: np.array(o) for n, o in orders.items()})
@@ -154,7 +158,10 @@ def test_every_layer_is_the_least_squares_solution():
         row = 0
         for part, allowed in zip(y, ([0, 1, 2], [0, 1], [0, 2]), strict=True):
             columns = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in allowed] + [[offsets[3]]])
-            solution = np.linalg.lstsq(np.hstack([*(z[i] for i in allowed), ones]), part, rcond=None)[0].T
+            inputs = np.hstack([*(z[i] for i in allowed), ones])
+            start = np.hstack([averages[f"{2 * k}.weight"], averages[f"{2 * k}.bias"][:, None]])
+            first = start[row : row + part.shape[1]][:, columns]
+            solution = first + np.linalg.lstsq(inputs, part - inputs @ first.T, rcond=None)[0].T
             rows = got[row : row + part.shape[1]]
             np.testing.assert_allclose(rows[:, columns], solution, atol=1e-8)
             forbidden = np.setdiff1d(np.arange(got.shape[1]), columns)
@@ -188,7 +195,12 @@ def test_convolutions_are_solved_as_plain_sums_over_positions():
         np.append(z[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].reshape(-1), 1.0)
         for n in range(len(z)) for i in range(2) for j in range(2)
     ]  # fmt: skip
-    solution = np.linalg.lstsq(np.array(rows), y.transpose(0, 2, 3, 1).reshape(-1, len(merged)), rcond=None)[0].T
+    start = pleas(models, symmetry, network, ratio=0.5, match="weights", squares=False).tensors
+    first = np.hstack([start["conv2.weight"].reshape(len(start["conv2.bias"]), -1), start["conv2.bias"][:, None]])[
+        : len(merged)
+    ]
+    target = y.transpose(0, 2, 3, 1).reshape(-1, len(merged))
+    solution = first + np.linalg.lstsq(np.array(rows), target - np.array(rows) @ first.T, rcond=None)[0].T
     got = found.tensors["conv2.weight"][: len(merged)].reshape(len(merged), -1)
     np.testing.assert_allclose(got, solution[:, :-1], atol=1e-7)
     np.testing.assert_allclose(found.tensors["conv2.bias"][: len(merged)], solution[:, -1], atol=1e-7)
@@ -223,19 +235,23 @@ def test_the_budget_is_kept_and_used(given, of, budget):
     found = pleas(models, symmetry, network, budget=budget, of=of, squares=False).figures
     share = found[f"{of}_result"] / found[f"{of}_one_network"]
     assert share <= budget * (1 + 1e-9)
-    assert budget == 1.0 or share > 1
+    assert budget <= 1.2 or share > 1 + 0.7 * (budget - 1)
 
 
 def test_the_solved_network_is_nearer_to_the_mean_than_the_averages():
-    models, symmetry, network = pair(Cnn, (300, 1, 6, 6))
+    """Two networks that do alike things: one, and its noisy copy in other places."""
+    (one, _), symmetry, network = pair(lambda: mlp(6, 16, 12, 3), (300, 6))
+    rng = np.random.default_rng(0)
+    two = {n: t + 0.5 * t.std() * rng.normal(size=t.shape) for n, t in one.items()}
+    models = [one, symmetry.apply(two, symmetry.random(rng))]
     target = (outputs(network, models[0]) + outputs(network, models[1])) / 2
 
     def error(**more):
         return np.mean((outputs(network, pleas(models, symmetry, network, **more).tensors) - target) ** 2)
 
     for budget in (1.0, 1.5):
-        assert error(budget=budget) < error(budget=budget, squares=False)
-    assert error(budget=1.8) < error(budget=1.2) < error(budget=1.0)
+        assert error(budget=budget) < 0.9 * error(budget=budget, squares=False)
+    assert error(budget=1.8) < error(budget=1.0)
 
 
 def test_networks_with_heads_of_their_own():
@@ -246,7 +262,6 @@ def test_networks_with_heads_of_their_own():
         {n: t.shape for n, t in one.items()}, module=module.float(), example=torch.zeros(2, 1, 6, 6)
     )
     network = Network(module.double(), inputs)
-    load = __import__("safetensors.numpy", fromlist=["load"]).load
     previous = None
     for ratio in (1.0, 0.5, 0.0):
         found = pleas([one, two], symmetry, network, ratio=ratio)
@@ -268,9 +283,10 @@ def test_any_inputs_will_do():
     """Data-free: solved on noise, judged on other inputs."""
     models, symmetry, network = pair(lambda: mlp(6, 12, 12, 3), (300, 6))
     noise = Network(network.module, np.random.default_rng(9).normal(size=(500, 6)))
+    assert any("random input" in n for n in pleas(models, symmetry, None, noise, ratio=0.5).notes)
     target = (outputs(network, models[0]) + outputs(network, models[1])) / 2
     solved, averaged = (
-        np.mean((outputs(network, pleas(models, symmetry, noise, ratio=0.5, squares=s).tensors) - target) ** 2)
+        np.mean((outputs(network, pleas(models, symmetry, None, noise, ratio=0.5, squares=s).tensors) - target) ** 2)
         for s in (True, False)
     )
     assert solved < averaged
@@ -294,9 +310,9 @@ def test_the_same_call_gives_the_same_bits(given):
     assert all(np.array_equal(t, m[n]) for b, m in zip(before, models, strict=True) for n, t in b.items())
 
 
-@pytest.mark.parametrize("make", [Norms, Dense, lambda: ResNet(1, "A", (3, 4, 6), 4)], ids=["norms", "dense", "padded"])
+@pytest.mark.parametrize("make", [Norms, Dense, lambda: ResNet(1, "A", (2, 4, 8), 4)], ids=["norms", "dense", "padded"])
 def test_groups_that_cannot_be_widened_are_merged_whole_and_named(make):
-    shape = (20, 1, 8, 8) if make is Norms else (20, 3, 8, 8)
+    shape = (8, 1, 8, 8) if make is Norms else (8, 3, 8, 8)
     models, symmetry, network = pair(make, shape)
     found = pleas(models, symmetry, network, ratio=1.0)
     assert any(n.startswith("merged whole: ") for n in found.notes)

@@ -15,7 +15,7 @@ from nett.core.registry import Between, method
 from nett.core.symmetry import Symmetry
 from nett.merge import widening
 from nett.merge.features import products, weight_scores
-from nett.merge.layer_squares import layers_to_solve, solve
+from nett.merge.layer_squares import GRAM_BYTES, layers_to_solve, solve
 from nett.merge.matching import matched
 from nett.merge.partial import Partial, shaped_as
 from nett.merge.whole import Whole
@@ -37,6 +37,7 @@ def pleas(
     models: Sequence[Mapping[str, Array]],
     symmetry: Symmetry,
     network: Network | None = None,
+    noise: Network | None = None,
     *,
     budget: Annotated[float, Between(1, 2)] = 1.55,
     of: Literal["flops", "parameters"] = "flops",
@@ -86,14 +87,17 @@ def pleas(
     notes: list[str] = []
     symmetry = symmetry.only(one)
     own = widening.own_heads(one, two, symmetry, heads)
-    if match == "activations" and network is None:
+    probe = network if network is not None else noise  # what the layers' inputs and outputs are taken from
+    if probe is not None and network is None:
+        notes.append("no data were given: units are matched and weights solved for on random input")
+    if match == "activations" and probe is None:
         match = "weights"
         notes.append("units are matched by their weights: activations need --net")
     trunk = symmetry.only(n for n in one if n not in own)
     orders = {}
     found = {}
-    if match == "activations" and network is not None:
-        found = products(network, one, two, symmetry)
+    if match == "activations" and probe is not None:
+        found = products(probe, one, two, symmetry)
         orders = {name: p.order() for name, p in found.items()}
     if len(found) < len(symmetry.groups):
         by_weights = matched([_without(m, own) for m in models], trunk, sweeps=sweeps, seed=seed).orders[1]
@@ -108,19 +112,28 @@ def pleas(
         else weight_scores(g, one, two, score, own)
         for g in symmetry.groups
     }
-    able, refused = widening.able(symmetry, network, own)
+    able, refused = widening.able(symmetry, probe)
     notes += [f"merged whole: {r}" for r in refused]
-    plan = widening.Plan(symmetry, able, network, of)
+    plan = widening.Plan(symmetry, able, probe, of)
     apart, said = widening.apart(
-        plan, scores, one, two, own, budget=budget, ratio=ratio, widths=widths, spread=spread, statistics=statistics
+        plan,
+        scores,
+        one,
+        two,
+        own,
+        budget=budget,
+        ratio=ratio,
+        widths=widths,
+        spread=spread,
+        statistics=statistics and network is not None,
     )
     notes += said
     partial = Partial(symmetry, apart, one, two)
     tensors = [partial.tensors(k, own) for k in (0, 1)] if own else [partial.tensors()]
     rows: list[dict[str, Any]] = []
-    if squares and network is not None:
-        layers, left = layers_to_solve(network, partial, own)
-        made, rows = solve(network, layers, one, two, tensors, ridge)
+    if squares and probe is not None:
+        layers, left = layers_to_solve(probe, partial, own)
+        made, rows = solve(probe, layers, one, two, tensors, ridge)
         tensors = [t | m for t, m in zip(tensors, made, strict=True)]
         notes += [f"not solved for, left as averages: {widening.some(left)}"] if left else []
     elif squares:
@@ -129,14 +142,29 @@ def pleas(
     if statistics and network is not None and network.norms and merged_any:
         tensors = [network.restated(t) for t in tensors]
         notes.append(f"the statistics of {len(network.norms)} BatchNorm layers were estimated anew")
+    elif merged_any and any(n.endswith("running_var") for n in one):
+        notes.append("BatchNorm's statistics are averages of both networks'; with --data they are estimated anew")
     figures = plan.figures(apart) | widening.errors(rows)
     return Whole(
         tensors[0],
         figures,
         files={RECORD: _record(partial, orders, rows), **widening.head_files(tensors, own)},
-        config=widening.config_of(symmetry, partial) if network is None else {},
+        config=widening.config_of(symmetry, partial) if probe is None else {},
         notes=notes,
     )
+
+
+def memory(symmetry: Symmetry, parameters: Mapping[str, Any]) -> int:
+    """Bytes beside the networks at the most: the result in float64, and the sums of the layers of one pass."""
+    wide = sum(8 * 4 * int(np.prod(shape)) for shape in symmetry.shapes.values())
+    if not parameters["squares"]:
+        return wide
+    sums = []
+    for shape in (s for s in symmetry.shapes.values() if len(s) > 1):
+        columns = 2 * int(np.prod(shape[1:])) + 1
+        sums.append(8 * columns * (columns + 2 * shape[0]))
+    largest = max(sums, default=0)
+    return wide + max(largest, min(sum(sums), GRAM_BYTES)) + 4 * largest
 
 
 def _without(model: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:

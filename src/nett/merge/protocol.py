@@ -17,7 +17,8 @@ a function of the same file, ``(base, <output>, …) -> array``, which rebuilds 
 A kernel that has an operand ``symmetry`` sees whole networks instead: ``method(models, symmetry, network=None, *,
 parameters) -> Whole`` (:mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model, floats only;
 ``symmetry`` the groups of units that may change places (:mod:`nett.core.symmetry`), proved before the kernel sees them;
-``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must be given). A method on
+``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must be given); an operand
+``noise`` behind it is the code on random input, given where there is code but no data. A method on
 one network calls its first operand ``model`` and is given that one. The result's tensors may have shapes of their own
 (``resizes``): the engine writes what comes. So weight matching permutes and averages; partial merging (PLeaS) takes the
 same operands and ``network.taps``, and gives wider tensors with the widths in ``config``, or in ``files`` where the network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from nett.core.staging import Staging, check_target, file_state, staged, work_ke
 from nett.core.standing import beyond_measured
 from nett.core.symmetry import Proof, Symmetry, example_input, network, proved_symmetry
 from nett.merge.job import labels_of, plan_tensors
+
+NOISE = 1024  # inputs, where the user gave none
 
 
 @final
@@ -69,6 +72,9 @@ def run_whole(
     one = "model" in card.operands
     if not assets or (one and len(assets) != 1):
         raise UsageError(f"takes {'one model' if one else 'at least one model'}, {len(assets)} given", where=card.key)
+    count = (card.mergekit or {}).get("models")
+    if count is not None and len(assets) not in (1, count):
+        raise UsageError(f"takes {count} models, but {len(assets)} were given", where=card.key)
     if "network" in card.needs and (net is None or data is None):
         raise UsageError("needs the network's code and data for it", where=card.key, hint="Add --net and --data.")
     for name, value in parameters.items():
@@ -80,12 +86,14 @@ def run_whole(
     try:
         for asset in assets:
             opened.append(open_checkpoint(asset))
-        _alike(card, opened)
+        if card.parameter("heads") is None:  # else the method says which tensors may differ
+            _alike(card, opened)
         needed = sum(c.nbytes for c in opened) if card.resizes else opened[0].nbytes
         check_target(out, needed, overwrite=overwrite, inputs=[f for c in opened for f in (c.path, *c.files)])
         symmetry, proofs, made = _symmetry(opened, net, input, data)
         symmetry = symmetry.only(n for n, t in opened[0].tensors.items() if t.dtype.is_float)  # what kernels see
         figures = plan_figures(card, opened, symmetry, needed)
+        figures["peak_memory_bytes"] += _more_memory(card, symmetry, parameters)
         if dry_run:
             refused = [f"not permuted: {r}" for r in symmetry.refused]
             return {
@@ -126,6 +134,12 @@ def plan_figures(card: Card, models: Sequence[Checkpoint], symmetry: Symmetry, w
     }
 
 
+def _more_memory(card: Card, symmetry: Symmetry, parameters: Mapping[str, Any]) -> int:
+    """What the method's own file says that it needs beside the models: ``memory(symmetry, parameters)``."""
+    more = getattr(importlib.import_module(card.module), "memory", None)
+    return int(more(symmetry, parameters)) if more is not None else 0
+
+
 def _alike(card: Card, models: Sequence[Checkpoint]) -> None:
     """The same names, shapes and kinds of numbers in all models; Refused at the first that differs."""
     plan_tensors(card, None, models, lambda _: {}, None)
@@ -151,6 +165,13 @@ def _symmetry(
         example = torch.from_numpy(x[:2].astype(np.float32) if x.dtype.kind == "f" else x[:2])
     symmetry, proofs = proved_symmetry(shapes, module=module, example=example, where=models[0].path)
     return symmetry, proofs, Network(module, x, y) if x is not None else None
+
+
+def _noise(options: Mapping[str, Any]) -> Network:
+    """The network on normal noise of its input's shape, for methods that ask what it does on any input."""
+    shape = tuple(example_input(str(options["input"])).shape)
+    inputs = np.random.default_rng(0).normal(size=(NOISE, *shape[1:])).astype(np.float32)
+    return Network(network(str(options["net"])), inputs)
 
 
 def _execute(
@@ -180,6 +201,8 @@ def _execute(
         operands: list[Any] = [given[0] if "model" in card.operands else given, symmetry]
         if "network" in card.operands:
             operands.append(made)
+        if "noise" in card.operands:
+            operands.append(_noise(options) if made is None and "net" in options else None)
         whole: Whole = card.kernel()(*operands, **parameters)
         report.begin("writing", 1)
         outputs = _written(whole, models[0], dtype, byte_size(shard_size), staging)

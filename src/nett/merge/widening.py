@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from nett.core.symmetry.fitting import fitted
 from nett.core.symmetry.proving_widths import prove_widths
 from nett.merge.features import layers_of, units_first
 from nett.merge.partial import Partial, chosen_apart
-from nett.merge.width_budget import best_ratios, terms_of, total, uniform_ratio
+from nett.merge.width_budget import best_ratios, terms_of, total, uniform_ratio, whole_units
 
 SAMPLES = 512  # inputs on which the gain of a group is measured
 MLP = "MLP neuron"
@@ -54,7 +54,7 @@ def own_heads(one: Mapping[str, Array], two: Mapping[str, Array], symmetry: Symm
     return sorted(found)
 
 
-def able(symmetry: Symmetry, network: Network | None, own: Sequence[str]) -> tuple[list[str], list[Refusal]]:
+def able(symmetry: Symmetry, network: Network | None) -> tuple[list[str], list[Refusal]]:
     """The groups that can be widened, and why the others cannot."""
     if network is not None:
         proved, refused = prove_widths(symmetry, network.module, example(network))
@@ -151,17 +151,19 @@ def _shares(
     statistics: bool,
     notes: list[str],
 ) -> Mapping[str, float]:
-    uniform = dict.fromkeys(plan.able, uniform_ratio(plan.terms, plan.able, budget))
-    if spread == "uniform" or not plan.able or budget == 1:
-        return uniform
-    if plan.network is None:
-        notes.append("all groups get the same share: config.json has one width for all MLPs")
-        return uniform
+    sizes = {n: plan.symmetry.group(n).size for n in plan.able}
+    same = dict.fromkeys(plan.able, uniform_ratio(plan.terms, plan.able, budget))
+    if not plan.able or budget == 1 or plan.network is None:
+        if spread == "gain" and plan.able and budget > 1:
+            notes.append("all groups get the same share: config.json has one width for all MLPs")
+        return same
+    if spread == "uniform":
+        return whole_units(plan.terms, same, sizes, budget)
     gains = gains_of(plan, scores, one, two, own, statistics)
     if not any(g > 0 for g in gains.values()):
         notes.append("all groups get the same share: keeping any one of them apart brought the outputs no nearer")
-        return uniform
-    return best_ratios(plan.terms, gains, {n: plan.symmetry.group(n).size for n in plan.able}, budget)
+        return whole_units(plan.terms, same, sizes, budget)
+    return best_ratios(plan.terms, gains, sizes, budget)
 
 
 def gains_of(
@@ -257,6 +259,3 @@ def head_files(tensors: Sequence[Mapping[str, Array]], own: Sequence[str]) -> di
 
 def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-Of = Literal["flops", "parameters"]

@@ -149,6 +149,18 @@ def uniform_ratio(terms: Sequence[Term], names: Sequence[str], budget: float) ->
     return _uniform(cost, budget * cost.constant * (1 + 1e-12))
 
 
+def whole_units(
+    terms: Sequence[Term], shares: Mapping[str, float], sizes: Mapping[str, int], budget: float
+) -> dict[str, float]:
+    """Shares rounded to whole units within the budget, the room that is left given to the largest groups."""
+    names = sorted(shares)
+    count = np.array([sizes[n] for n in names], np.float64)
+    cost = Cost(terms, names)
+    limit = budget * cost.constant * (1 + 1e-12)
+    found = _whole_units(cost, count**2, limit, np.array([shares[n] for n in names]), count)
+    return dict(zip(names, found.tolist(), strict=True))
+
+
 def _uniform(cost: Cost, limit: float) -> float:
     shares = np.ones(len(cost.linear))
     if cost.at(shares) <= limit:
