@@ -97,10 +97,10 @@ class Network:
 
         handles = [known[name].register_forward_hook(hook(name)) for name in modules]
         try:
-            with torch.no_grad():
-                for x, _ in self._batches(tensors):
+            for x, _ in self._batches(tensors):
+                with torch.no_grad():  # not around the yield: two of these at a time would leave gradients off
                     torch.func.functional_call(self.module, state, (x,))
-                    yield dict(seen)
+                yield dict(seen)
         finally:
             for handle in handles:
                 handle.remove()

@@ -55,17 +55,22 @@ def own_heads(one: Mapping[str, Array], two: Mapping[str, Array], symmetry: Symm
 
 
 def able(symmetry: Symmetry, network: Network | None) -> tuple[list[str], list[Refusal]]:
-    """The groups that can be widened, and why the others cannot."""
+    """The groups that can be widened, and why the others cannot: one refusal for each reason."""
     if network is not None:
         proved, refused = prove_widths(symmetry, network.module, example(network))
-        return [g.name for g in proved.groups], refused
+        return [g.name for g in proved.groups], _by_reason(refused)
     names, refused = [], []
     for group in symmetry.groups:
         if group.unit == MLP and _key(group) is not None:
             names.append(group.name)
         else:
             refused.append(Refusal(group.name, f"config.json has no width of its own for it ({group.unit})"))
-    return names, refused
+    return names, _by_reason(refused)
+
+
+def _by_reason(refused: Sequence[Refusal]) -> list[Refusal]:
+    reasons = dict.fromkeys(r.why for r in refused)
+    return [Refusal(", ".join(r.name for r in refused if r.why == why), why) for why in reasons]
 
 
 def example(network: Network) -> Any:
