@@ -16,7 +16,7 @@ from nett.core.errors import NettError, Refused, UsageError  # noqa: E402
 from nett.core.network import Network  # noqa: E402
 from nett.core.symmetry import of_module, proved_symmetry  # noqa: E402
 from nett.core.symmetry.fitting import fitted  # noqa: E402
-from nett.merge.pleas import pleas  # noqa: E402
+from nett.merge.pleas import merged_modules, pleas  # noqa: E402
 from nett.merge.weight_matching import weight_matching  # noqa: E402
 from support.networks import Dense, Norms, ResNet, mlp  # noqa: E402
 
@@ -322,6 +322,23 @@ def test_groups_that_cannot_be_widened_are_merged_whole_and_named(make):
     widths = json.loads(found.files["pleas.json"])["widths"]
     assert any(before == after for before, after in widths.values())
     assert np.all(np.isfinite(outputs(network, found.tensors)))
+
+
+def test_torch_modules_in_torch_modules_out():
+    (one, _), (two, _), (five, _) = (weights(lambda c=c: Cnn(c), c) for c in (3, 4, 5))
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=CNN_INPUT))
+    with torch.no_grad():
+        same = merged_modules(one, weights(Cnn, 9)[0], x, ratio=1.0)
+        assert len(same.modules) == 1 and same.modules[0].conv1.out_channels == 10
+        expected = (one(x) + weights(Cnn, 9)[0](x)) / 2
+        torch.testing.assert_close(same.modules[0](x), expected, rtol=1e-10, atol=1e-12)
+        apart = merged_modules(two, five, x.numpy(), budget=1.5)
+        assert [m(x).shape[1] for m in apart.modules] == [4, 5]
+        assert apart.modules[0].conv1.weight.equal(apart.modules[1].conv1.weight)
+        noise = merged_modules(one, two, example=x[:1], ratio=0.3)
+        assert any("random input" in n for n in noise.whole.notes)
+    with pytest.raises(UsageError, match="needs inputs, or an example"):
+        merged_modules(one, two)
 
 
 def test_one_model_comes_back_and_bad_words_are_refused():

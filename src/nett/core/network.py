@@ -135,6 +135,12 @@ class Network:
         return {n: state[n].numpy() for n in tensors}
 
 
+def noise_for(module: Any, shape: Sequence[int], *, count: int = 1024, seed: int = 0) -> Network:
+    """The network on normal noise of the shape of its input ``[batch, …]``, for what asks for any input at all."""
+    inputs = np.random.default_rng(seed).normal(size=(count, *shape[1:]))
+    return Network(module, inputs.astype(np.float32))
+
+
 def read_data(file: Path) -> tuple[Array, Array | None]:
     """Inputs ``x`` and, where they are there, labels ``y`` of a NumPy archive; whole numbers stay whole numbers."""
     try:

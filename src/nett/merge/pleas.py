@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 
 from nett.core.dtypes import Array
 from nett.core.errors import UsageError
-from nett.core.network import Network
+from nett.core.network import Network, noise_for
 from nett.core.registry import Between, method
-from nett.core.symmetry import Symmetry
+from nett.core.symmetry import Symmetry, proved_symmetry
+from nett.core.symmetry.fitting import fitted
 from nett.merge import widening
 from nett.merge.features import products, weight_scores
 from nett.merge.layer_squares import GRAM_BYTES, layers_to_solve, solve
@@ -21,6 +23,15 @@ from nett.merge.partial import Partial, shaped_as
 from nett.merge.whole import Whole
 
 RECORD = "pleas.json"
+
+
+@final
+@dataclass(frozen=True)
+class Merged:
+    """modules: the result as torch modules, one for each head. whole: tensors, figures, notes and files."""
+
+    modules: tuple[Any, ...]
+    whole: Whole
 
 
 @method(
@@ -152,6 +163,39 @@ def pleas(
         config=widening.config_of(symmetry, partial) if probe is None else {},
         notes=notes,
     )
+
+
+def merged_modules(one: Any, two: Any, inputs: Any = None, *, example: Any = None, **parameters: Any) -> Merged:
+    """Two torch modules of one architecture as one with new widths, which runs; a second for the second head, if any.
+
+    Args:
+        inputs: ``[N, …]``, an array or a tensor: what the units are matched and the weights solved for on.
+        example: without inputs, a tensor of the shape of the module's input; noise is used then.
+        parameters: those of :func:`pleas`.
+    """
+    import torch
+
+    models = [{n: _array(t) for n, t in m.state_dict().items() if t.is_floating_point()} for m in (one, two)]
+    given = None if inputs is None else np.asarray(inputs.detach().cpu() if hasattr(inputs, "detach") else inputs)
+    if given is None and example is None:
+        raise UsageError("needs inputs, or an example of one", where="merge/pleas")
+    if given is not None:
+        kind = models[0][min(models[0])].dtype if given.dtype.kind == "f" else given.dtype
+        example = torch.from_numpy(np.array(given[:2], kind))
+    shapes = {n: tuple(t.shape) for n, t in one.state_dict().items()}
+    symmetry, _ = proved_symmetry(shapes, module=one, example=example)
+    networks = (Network(one, given), None) if given is not None else (None, noise_for(one, example.shape))
+    found: Whole = pleas(models, symmetry, *networks, **parameters)
+    modules = [fitted(one, found.tensors)]
+    if widening.HEAD in found.files:
+        from safetensors.numpy import load
+
+        modules.append(fitted(two, {**found.tensors, **load(found.files[widening.HEAD])}))
+    return Merged(tuple(modules), found)
+
+
+def _array(tensor: Any) -> Array:
+    return np.asarray((tensor if tensor.itemsize > 2 else tensor.float()).detach().cpu().numpy())
 
 
 def memory(symmetry: Symmetry, parameters: Mapping[str, Any]) -> int:

@@ -21,7 +21,7 @@ from nett.core.dtypes import Array, decode, dtype_named, encode
 from nett.core.edge import Edge
 from nett.core.errors import ProofFailed, Refused, UsageError
 from nett.core.finite import count_non_finite
-from nett.core.network import Network, read_data
+from nett.core.network import Network, noise_for, read_data
 from nett.core.progress import report
 from nett.core.registry import Card
 from nett.core.sidefiles import model_files
@@ -30,8 +30,6 @@ from nett.core.staging import Staging, check_target, file_state, staged, work_ke
 from nett.core.standing import beyond_measured
 from nett.core.symmetry import Proof, Symmetry, example_input, network, proved_symmetry
 from nett.merge.job import labels_of, plan_tensors
-
-NOISE = 1024  # inputs, where the user gave none
 
 
 @final
@@ -168,10 +166,8 @@ def _symmetry(
 
 
 def _noise(options: Mapping[str, Any]) -> Network:
-    """The network on normal noise of its input's shape, for methods that ask what it does on any input."""
-    shape = tuple(example_input(str(options["input"])).shape)
-    inputs = np.random.default_rng(0).normal(size=(NOISE, *shape[1:])).astype(np.float32)
-    return Network(network(str(options["net"])), inputs)
+    """The network on noise, for methods that ask what it does on any input."""
+    return noise_for(network(str(options["net"])), example_input(str(options["input"])).shape)
 
 
 def _execute(

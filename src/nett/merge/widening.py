@@ -18,6 +18,7 @@ from nett.merge.partial import Partial, chosen_apart
 from nett.merge.width_budget import best_ratios, terms_of, total, uniform_ratio, whole_units
 
 SAMPLES = 512  # inputs on which the gain of a group is measured
+HEAD = "head-2.safetensors"  # of the second network, where each has its own
 MLP = "MLP neuron"
 # What a config calls the number of MLP neurons, by the end of the name of a tensor that reads them.
 _KEYS = {
@@ -259,7 +260,7 @@ def head_files(tensors: Sequence[Mapping[str, Array]], own: Sequence[str]) -> di
         return {}
     from safetensors.numpy import save
 
-    return {"head-2.safetensors": save({n: np.ascontiguousarray(tensors[1][n]) for n in own}, {"format": "pt"})}
+    return {HEAD: save({n: np.ascontiguousarray(tensors[1][n]) for n in own}, {"format": "pt"})}
 
 
 def some(names: Sequence[str]) -> str:
