@@ -110,7 +110,8 @@ def run_whole(
 
 
 def plan_figures(card: Card, models: Sequence[Checkpoint], symmetry: Symmetry, written: int) -> dict[str, Any]:
-    """What the work will take. Memory: every model twice in float32, one tensor's units, and the largest assignment."""
+    """What the work will take. Memory: every model three times in float32 (as it is, on
+    its way, in its places), one tensor's units, and the largest assignment."""
     counted = [t for t in models[0].tensors.values() if t.dtype.is_float]
     parameters = sum(t.size for t in counted)
     wide = 8 if any(t.dtype.name == "F64" for t in counted) else 4
@@ -126,7 +127,7 @@ def plan_figures(card: Card, models: Sequence[Checkpoint], symmetry: Symmetry, w
         "bytes_read": sum(c.nbytes for c in models),
         "bytes_written": written,
         "peak_memory_bytes": 600_000_000  # torch, which the proof runs in
-        + parameters * wide * (2 * len(models) + 2)
+        + parameters * wide * (3 * len(models) + 2)
         + max((t.size for t in counted), default=0) * 24
         + units * units * 24,
     }
@@ -141,6 +142,14 @@ def _more_memory(card: Card, symmetry: Symmetry, parameters: Mapping[str, Any]) 
 def _alike(card: Card, models: Sequence[Checkpoint]) -> None:
     """The same names, shapes and kinds of numbers in all models; Refused at the first that differs."""
     plan_tensors(card, None, models, lambda _: {}, None)
+    for model in models[1:]:  # a tied output layer may be stored in one and not in the other
+        for name in sorted(model.tensors.keys() ^ models[0].tensors.keys()):
+            holder, other = (model, models[0]) if name in model.tensors else (models[0], model)
+            raise Refused(
+                f"has no tensor {name!r}, which {holder.path} stores",
+                where=other.path,
+                hint="Bring both to one form first: nett convert, or save them with the same version of transformers.",
+            )
 
 
 def _symmetry(
