@@ -113,3 +113,22 @@ class Odd(nn.Module):
         x = torch.sigmoid(a) * b * self.scale
         x = F.relu(F.linear(x, self.fc2.weight, self.fc2.bias)) @ self.mixed
         return self.fc3(torch.sort(x, dim=-1).values)
+
+
+class Attending(nn.Module):
+    """Tokens, attention, a residual stream and a feed-forward part with a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(11, 12), nn.Parameter(torch.zeros(1, 5, 12))
+        self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
+        self.up, self.down, self.glu = nn.Linear(12, 16), nn.Linear(8, 12), nn.GLU()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids) + self.position
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.down(self.glu(self.up(self.norm2(x))))
+        return self.head(x.mean(dim=1))

@@ -62,6 +62,40 @@ def sizes(module, shape):
     return {g.name: g.size for g in of_module(module, torch.zeros(shape)).groups}
 
 
+def test_attention_of_torch():
+    module = scrambled(networks.Attending(), 4)
+    ids = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
+    symmetry = of_module(module, ids)
+    assert sorted(g.size for g in symmetry.groups) == [4, 8, 12]  # heads, neurons, residual dimensions
+    heads = next(g for g in symmetry.groups if g.size == 4)
+    assert {p.tensor: p.run for p in heads.places} == {
+        "attention.in_proj_weight": 9, "attention.in_proj_bias": 9, "attention.out_proj.weight": 3,
+    }  # fmt: skip
+    proved, _ = prove_module(symmetry, module, ids)
+    assert len(proved.groups) == 3
+    tensors = {n: t.numpy() for n, t in module.state_dict().items()}
+    permuted = symmetry.apply(tensors, symmetry.random(np.random.default_rng(0)))
+    with torch.no_grad():
+        before = module(ids)
+        after = torch.func.functional_call(module, {n: torch.from_numpy(t) for n, t in permuted.items()}, (ids,))
+    assert torch.allclose(before, after, rtol=1e-10)
+
+
+def test_uses_that_no_rule_covers_are_named():
+    class Uses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(1, 6, 3), torch.nn.Linear(6 * 4, 3)
+
+        def forward(self, x):
+            pooled, _ = torch.nn.functional.max_pool2d(self.conv(x), 2, return_indices=True)
+            return self.fc(pooled.flatten(1))
+
+    symmetry = of_module(Uses(), torch.zeros(1, 1, 6, 6))
+    assert not symmetry.groups and len(symmetry.refused) == 1
+    assert "max_pool2d" in symmetry.refused[0].why or "maxpool2d" in symmetry.refused[0].why
+
+
 def test_groups_are_the_largest_there_are():
     assert sizes(networks.mlp(6, 12, 10, 3), (5, 6)) == {"0": 12, "2": 10}
     # One residual stream a stage; with option A the first stage's channels go on in the middle of the others', and

@@ -37,10 +37,16 @@ _POOLED += ["interpolate", "upsample"]
 _NORMED = ["batchnorm", "layernorm", "rmsnorm", "groupnorm", "instancenorm"]
 
 
+def _stopped(trace: Trace, result: Any, *inputs: Any) -> None:
+    """A use of an operation that no rule covers."""
+    if not isinstance(result, int | float | bool | torch.Size):
+        trace.stop(f"this use of {trace.operation}", inputs)
+
+
 def unary(trace: Trace, result: Any, x: Any, *_: Any, **__: Any) -> Any:
     """Entry by entry, or symmetric in the units: every axis stays what it is."""
-    if not isinstance(x, Traced) or not isinstance(result, torch.Tensor):
-        return None
+    if not isinstance(x, Traced) or not isinstance(result, torch.Tensor) or result.shape != x.value.shape:
+        return _stopped(trace, result, x)
     for axis in x.axes:
         trace.atoms.passed(trace.operation, axis)
     return Traced(result, list(x.axes))
@@ -78,7 +84,7 @@ def binary(trace: Trace, result: Any, *args: Any, **kwargs: Any) -> Any:
 def reduced(trace: Trace, result: Any, x: Traced, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
     """Sums and the like over axes: the axes go, and the order of the units in them does not matter."""
     if not isinstance(result, torch.Tensor) or not isinstance(x, Traced):
-        return None
+        return _stopped(trace, result, x)
     dim = more.get("axis", dim)
     if trace.operation == "norm":
         dim = more.get("dim")
@@ -87,7 +93,7 @@ def reduced(trace: Trace, result: Any, x: Traced, dim: Any = None, keepdim: bool
     for axis in x.axes:
         trace.atoms.passed(trace.operation, axis)
     kept = [None if a in out else axis for a, axis in enumerate(x.axes) if a not in out or keepdim]
-    return Traced(result, kept) if len(kept) == result.dim() else None
+    return Traced(result, kept) if len(kept) == result.dim() else _stopped(trace, result, x)
 
 
 def pooled(trace: Trace, result: Any, x: Traced, *_: Any, **__: Any) -> Any:
@@ -95,10 +101,10 @@ def pooled(trace: Trace, result: Any, x: Traced, *_: Any, **__: Any) -> Any:
     count = next((int(c) for c in trace.operation if c.isdigit()), x.value.dim() - 2)
     for axis in x.axes[x.value.dim() - count :]:
         trace.atoms.pin(axis)
+    if not isinstance(result, torch.Tensor):  # with the places of the largest
+        return _stopped(trace, result, x)
     for axis in x.axes:
         trace.atoms.passed(trace.operation, axis)
-    if not isinstance(result, torch.Tensor):
-        return None
     return Traced(result, [*x.axes[: x.value.dim() - count], *[None] * count])
 
 
@@ -228,6 +234,43 @@ def _grouped(trace: Trace, module: Any, own: dict[str, Any], result: Any, x: Tra
     return groupwise(trace, result, x, module.num_groups, own.get("weight"), own.get("bias"))
 
 
+def _attention(
+    trace: Trace,
+    module: Any,
+    own: dict[str, Any],
+    result: Any,
+    q: Traced,
+    k: Traced,
+    v: Traced,
+    *rest: Any,
+    **more: Any,
+) -> Any:
+    """nn.MultiheadAttention: inputs are read by the columns of one matrix, heads may change places as a whole."""
+    inputs = (q, k, v)
+    if "in_proj_weight" not in own or module.bias_k is not None:
+        trace.stop("attention with inputs of several widths", (*inputs, list(own.values())))
+        return None
+    trace.pin((rest, more))
+    weight, out = own["in_proj_weight"], own["out_proj.weight"]
+    for one in inputs:
+        trace.axis(weight, 1, "consumer", one.axes[-1])
+        for axis in one.axes[:-1]:
+            trace.atoms.pin(axis)
+    heads = np.repeat(trace.atoms.fresh(module.num_heads), module.head_dim)
+    trace.axis(weight, 0, "producer", np.tile(heads, 3))
+    trace.axis(own.get("in_proj_bias"), 0, "producer", np.tile(heads, 3))
+    trace.axis(out, 1, "consumer", heads)
+    made = trace.made(out, 0)
+    trace.axis(own.get("out_proj.bias"), 0, "producer", made)
+    mixed, weights = result
+    found = Traced(mixed, [*[None] * (mixed.dim() - 1), made])
+    if weights is None:
+        return found, None
+    if not more.get("average_attn_weights", True):
+        trace.atoms.pin(heads)
+    return found, Traced(weights, [None] * weights.dim())
+
+
 def _prelu(trace: Trace, result: Any, x: Traced, weight: Traced) -> Any:
     if weight.value.numel() == 1:
         return unary(trace, result, x)
@@ -308,6 +351,7 @@ MODULES: dict[type, Rule] = {
     nn.Embedding: _weighted(embedded, "weight"),
     nn.PReLU: _weighted(_prelu, "weight"),
     nn.GroupNorm: _grouped,
+    nn.MultiheadAttention: _attention,
     nn.Flatten: lambda t, m, own, r, x: shaping.reshaped(t, r, x),
     nn.Unflatten: lambda t, m, own, r, x: shaping.reshaped(t, r, x),
     nn.ZeroPad2d: lambda t, m, own, r, x: shaping.padded(t, r, x, m.padding),
