@@ -24,8 +24,8 @@ from math import sqrt
 
 import numpy as np
 
-from claims.outcomes import Cell, Gap, say_gaps, spread
 from claims.apart import Pair, Tensors, beds, trained
+from claims.outcomes import Cell, Gap, say_gaps, spread
 from nett.core.claims import Check, Figure, Result
 from nett.core.standing import Point
 from nett.core.symmetry.matching import align
