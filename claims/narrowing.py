@@ -19,12 +19,15 @@ from nett.core.symmetry.fitting import fitted
 from nett.core.symmetry.folding import Fold, folds_of
 from nett.core.symmetry.merging import Mergeable, mergeable
 from nett.core.symmetry.widths import GroupMap, UnitMap, resized
-from nett.merge.feature_weights import Features, features, merging_map, parts
+from nett.merge.feature_weights import Distance, Features, Match, features, merging_map, parts
 
 Arrays = dict[str, np.ndarray]
 Widths = Mapping[str, int]  # group -> units that remain
 IFM, MAGNITUDE, RANDOM = "feature merging", "magnitude channel pruning", "random merging"
-VARIANTS = (("joint", False), ("joint", True), ("producers", False), ("producers", True))
+Variant = tuple[Distance, Match, bool]  # the last: up to scale
+VARIANTS: tuple[Variant, ...] = (
+    ("paper", "joint", False), ("ward", "joint", False), ("ward", "joint", True), ("ward", "producers", True),
+)  # fmt: skip
 
 
 @dataclass
@@ -57,14 +60,15 @@ class Subject:
     def folds(self) -> list[Fold]:
         return folds_of(self.symmetry, self.arrays, self.allowed.epsilon)
 
-    def tree(self, variant: tuple[str, bool]) -> dict[str, Features]:
-        match, scaled = variant
-        return {
-            g.name: features(
-                g, self.arrays, self.folds, beta=1.0, match=match, normalize=scaled and g.name in self.allowed.scalable
-            )  # type: ignore[arg-type]
-            for g in self.symmetry.groups
-        }
+    def tree(self, variant: Variant) -> dict[str, Features]:
+        distance, match, scaled = variant
+        found = {}
+        for g in self.symmetry.groups:
+            free = scaled and g.name in self.allowed.scalable
+            found[g.name] = features(
+                g, self.arrays, self.folds, beta=1.0, distance=distance, match=match, normalize=free
+            )  # fmt: skip
+        return found
 
     def parameters(self, widths: Widths) -> int:
         """Numbers in the network when its groups are so wide."""
@@ -94,7 +98,7 @@ class Narrow:
 
 
 def candidates(
-    subject: Subject, share: float, trees: Mapping[tuple[str, bool], dict[str, Features]]
+    subject: Subject, share: float, trees: Mapping[Variant, dict[str, Features]]
 ) -> Iterator[tuple[str, Narrow]]:
     """(way, what it makes) for each of the four settings of each way, at ``share`` of all parameters.
 
@@ -110,7 +114,7 @@ def candidates(
             g.name: merging_map(g, found[g.name], g.size - widths[g.name], subject.arrays, subject.folds)
             for g in subject.symmetry.groups
         }
-        said = f"{variant[0]}{', up to scale' if variant[1] else ''}"
+        said = f"{variant[0]}, {variant[1]}{', up to scale' if variant[2] else ''}"
         yield IFM, _made(subject, maps, said)
     even = _evenly(subject, share * total)
     for layout, widths in (("evenly", even), ("its widths", own[0])):
@@ -188,7 +192,7 @@ def _random_tree(group: Group, rng: np.random.Generator) -> Features:
     return Features(FeatureTree(group.name, group.size, np.array(pairs).reshape(-1, 2), none, none, True), None)
 
 
-def best(subject: Subject, share: float, trees: Mapping[tuple[str, bool], dict[str, Features]]) -> dict[str, Narrow]:
+def best(subject: Subject, share: float, trees: Mapping[Variant, dict[str, Features]]) -> dict[str, Narrow]:
     """For each way the setting that is best on validation examples; the first of equals."""
     found: dict[str, tuple[float, Narrow]] = {}
     for way, narrow in candidates(subject, share, trees):

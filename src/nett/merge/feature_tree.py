@@ -1,11 +1,17 @@
-"""In which order the units of a layer merge: centroid clustering of their weights (P38).
+"""In which order the units of a layer merge: clustering of their weights, the closest pair first (P38).
 
 The repository of P38 sums the incoming weights of two merged units and takes the count-weighted mean of the outgoing
 ones. For equal features ``f`` and a positively homogeneous activation that is the function that the count-weighted
 mean of the incoming and the sum of the outgoing weights give, ``(f + f) (w_i + w_j) / 2 = f (w_i + w_j)``; the second
-form needs no such activation and leaves the norms as they are, so it is the one used. Distances are taken between
-the means of both, so that three copies of a unit stay at distance zero when two of them have merged: this makes a
-merge the joining of two centroids, whose distances to all others follow from the old ones in O(n) (Lance and Williams).
+form needs no such activation and leaves the norms as they are, so it is the one that is written. Two distances:
+
+``paper``: between the weights that the repository holds then, sums of incoming and means of outgoing ones. A cluster
+moves away from its own members' copies as it grows (their sum is longer), so a third copy is not at distance zero.
+``ward``: between the means of both, times ``2 c_i c_j / (c_i + c_j)`` for clusters of ``c`` members: what merging them
+adds to the squared error, twice. Copies stay at distance zero however many have merged, and large clusters cost more.
+(Means without that factor let one cluster take in all others: its mean is short, and so is near to everything.)
+
+Either way the distances to a new cluster follow from the old ones in O(n) a merge (Lance and Williams).
 """
 
 from __future__ import annotations
@@ -59,17 +65,23 @@ class FeatureTree:
         return [(self.size - self.merges(beta)) / self.size for beta in betas]
 
 
-def feature_tree(group: str, distance: Array, *, beta: float, most: int | None = None) -> FeatureTree:
+def feature_tree(
+    group: str, distance: Array, *, beta: float, most: int | None = None, summed: tuple[Array, Array] | None = None
+) -> FeatureTree:
     """The merges of a group from the squared distances of its units.
 
     Args:
         distance: ``[n, n]`` float64, symmetric; overwritten.
         beta: no merge is needed past the first with ``low > beta * high``.
         most: nor more than so many.
+        summed: for the paper's distance, inner products of the weights that are summed and squared distances of those
+            of which means are taken, ``[n, n]`` each and overwritten; without it the distance is ward's.
     """
     size = len(distance)
     wanted = size - 1 if most is None else min(most, size - 1)
-    pairs, low, high, done = _centroids(distance, wanted, beta)
+    none = np.empty((0, 0))
+    gram, means = summed if summed is not None else (none, none)
+    pairs, low, high, done = _merges(distance, gram, means, wanted, beta)
     return FeatureTree(group, size, pairs[:done], low[:done], high[:done], done == size - 1)
 
 
@@ -103,7 +115,28 @@ def _scan(distance: Array, alive: Array, i: int, near: Array, far: Array, low: A
 
 
 @jit
-def _centroids(distance: Array, wanted: int, beta: float) -> tuple[Array, Array, Array, int]:
+def _to_cluster(distance: Array, gram: Array, means: Array, alive: Array, count: Array, i: int, j: int) -> None:
+    """The distances to the cluster of ``i`` and ``j``, in the row and column of ``i``; ``j`` is not alive any more."""
+    between, total = distance[i, j], count[i] + count[j]
+    if len(gram) == 0:
+        for k in range(len(distance)):
+            if alive[k] and k != i:
+                value = (count[k] + count[i]) * distance[i, k] + (count[k] + count[j]) * distance[j, k]
+                value = max((value - count[k] * between) / (count[k] + total), 0.0)
+                distance[i, k] = distance[k, i] = value
+        return
+    a, b, apart = count[i] / total, count[j] / total, means[i, j]
+    own = gram[i, i] + gram[j, j] + 2 * gram[i, j]
+    for k in range(len(distance)):
+        if alive[k] and k != i:
+            gram[i, k] = gram[k, i] = gram[i, k] + gram[j, k]
+            means[i, k] = means[k, i] = max(a * means[i, k] + b * means[j, k] - a * b * apart, 0.0)
+            distance[i, k] = distance[k, i] = max(own + gram[k, k] - 2 * gram[i, k], 0.0) + means[i, k]
+    gram[i, i] = own
+
+
+@jit
+def _merges(distance: Array, gram: Array, means: Array, wanted: int, beta: float) -> tuple[Array, Array, Array, int]:
     """Merges, and the extremes before each; of equal distances the first in the order of rows, then of columns."""
     size = len(distance)
     alive, count = np.ones(size, np.bool_), np.ones(size)
@@ -123,13 +156,9 @@ def _centroids(distance: Array, wanted: int, beta: float) -> tuple[Array, Array,
             return pairs, lows, highs, t
         j = near[i]
         pairs[t, 0], pairs[t, 1], lows[t], highs[t] = i, j, smallest, largest
-        total = count[i] + count[j]
-        a, b = count[i] / total, count[j] / total
-        alive[j], count[i] = False, total
-        for k in range(size):
-            if alive[k] and k != i:
-                value = a * distance[i, k] + b * distance[j, k] - a * b * smallest
-                distance[i, k] = distance[k, i] = max(value, 0.0)
+        alive[j] = False
+        _to_cluster(distance, gram, means, alive, count, i, j)
+        count[i] += count[j]
         _scan(distance, alive, i, near, far, low, high)
         for k in range(j):
             if not alive[k] or k == i:

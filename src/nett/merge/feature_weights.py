@@ -16,6 +16,7 @@ from nett.core.symmetry.widths import GroupMap, UnitMap
 from nett.merge.feature_tree import FeatureTree, feature_tree, squared_distances
 
 Match = Literal["joint", "producers"]
+Distance = Literal["ward", "paper"]
 
 
 @final
@@ -33,18 +34,21 @@ def features(
     folds: Sequence[Fold],
     *,
     beta: float,
+    distance: Distance = "ward",
     match: Match = "joint",
     normalize: bool = False,
     most: int | None = None,
 ) -> Features:
-    """Measure a group. Holds ``[n, n]`` float64 (twice that with ``normalize``) and one tensor at a time.
+    """Measure a group. Holds ``[n, n]`` float64 (up to three of them) and one tensor at a time.
 
-    match: the weights that make a unit and those that read it, or only the former. normalize: units are compared,
-    and merged, after each was divided by the length of the weights that make it, and the weights that read it
-    multiplied by that: the same function where the activation is positively homogeneous.
+    distance: see :mod:`nett.merge.feature_tree`. match: the weights that make a unit and those that read it, or only
+    the former. normalize: units are compared, and merged, after each was divided by the length of the weights that
+    make it, and the weights that read it multiplied by that: the same function where the activation is positively
+    homogeneous.
     """
     made = np.zeros((group.size, group.size))
-    read = np.zeros_like(made) if normalize and match == "joint" else made
+    apart = distance == "paper" or (normalize and match == "joint")
+    read = np.zeros_like(made) if apart else made
     hashes = [xxhash.xxh3_128() for _ in range(group.size)]
     for role, rows in parts(group, tensors, folds):
         if role == "consumer" and match == "producers":
@@ -58,12 +62,20 @@ def features(
         length = np.sqrt(np.diagonal(made))
         length = np.where(length > 0, length, 1.0)
         made /= length[:, None] * length
-        if read is not made:
+        if apart:
             read *= length[:, None] * length
-            made += read
     same = np.unique([h.digest() for h in hashes], return_inverse=True)[1]
-    squared_distances(made, same)
-    return Features(feature_tree(group.name, made, beta=beta, most=most), length)
+    summed = None
+    if distance == "paper":
+        summed = made.copy(), read
+        squared_distances(made, same)
+        squared_distances(read, same)
+        made += read
+    else:
+        if apart:
+            made += read
+        squared_distances(made, same)
+    return Features(feature_tree(group.name, made, beta=beta, most=most, summed=summed), length)
 
 
 def parts(group: Group, tensors: Mapping[str, Array], folds: Sequence[Fold]) -> Iterator[tuple[str, Array]]:

@@ -42,6 +42,7 @@ def ifm(
     *,
     beta: Annotated[float, Between(0, 1)] = 0.1,
     max_ratio: Annotated[float, Between(0, 1)] = 1.0,
+    distance: Literal["ward", "paper"] = "ward",
     match: Literal["joint", "producers"] = "joint",
     normalize: bool = False,
     report: bool = True,
@@ -49,11 +50,13 @@ def ifm(
     """Merge the units of each layer whose weights are alike, the closest pair first, without data.
 
     Formula: while min d(i, j) <= beta * max d(i, j) within a group:  w_in = (c_i w_in_i + c_j w_in_j) / (c_i + c_j),
-             w_out = w_out_i + w_out_j;  d = |mean w_in_i - w_in_j|^2 + |mean w_out_i - w_out_j|^2
+             w_out = w_out_i + w_out_j;  d = 2 c_i c_j / (c_i + c_j) |w_i - w_j|^2, w the means of both kinds (ward)
     Args:
         beta: a pair merges while its squared distance is at most this share of the largest in its layer; 0 merges only
             units that are exactly equal, 1 merges until max_ratio.
         max_ratio: the largest share of a layer's units that goes.
+        distance: between clusters of units: what merging them adds to the squared error (ward), or that between their summed
+            incoming and mean outgoing weights (paper), where a third copy of a unit is no longer equal to the first two.
         match: compare the weights that make a unit and those that read it (joint), or only the former (producers),
             which is all that equal features need.
         normalize: compare units up to a positive factor, where the activation allows it.
@@ -68,7 +71,7 @@ def ifm(
     Source: P38; the authors' repository sums producers and averages consumers, which for equal features is the same
         function (see nett.merge.feature_tree). BatchNorm counts as folded into the layer before it. Layers are measured
         on the weights as given, so that one order of merges serves every beta; the repository measures again after
-        each round. normalize and match are ours.
+        each round. ward, normalize and match are ours.
     """
     symmetry.check(model)
     allowed = mergeable(symmetry)
@@ -87,7 +90,7 @@ def ifm(
             )
         most = None if report else ceil(max_ratio * group.size)
         found[group.name] = features(
-            group, model, folds, beta=betas[-1], match=match, normalize=free, most=most
+            group, model, folds, beta=betas[-1], distance=distance, match=match, normalize=free, most=most
         )  # fmt: skip
     merges = {name: f.tree.merges(beta, max_ratio) for name, f in found.items()}
     config = _evened(merges, allowed.symmetry, notes)
