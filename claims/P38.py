@@ -2,8 +2,8 @@
 
 The rule of the verdict (written from the paper's abstract before any number was known). A cell is a bed at one size, a
 budget the share of all parameters that remain. No way sees data but for choosing among four settings on validation
-examples: feature merging which distance, which weights are compared and whether up to scale, magnitude channel pruning which norm and
-which widths, random merging which draw and which widths. Networks are compared at equal parameters.
+examples: feature merging which distance, which weights are compared and whether up to scale; magnitude channel pruning
+which norm and which widths; random merging which draw and which widths. Networks are compared at equal parameters.
 
 1. At 75 % of the parameters feature merging keeps the accuracy: nowhere does it lose more than one point by more than
    two standard errors.

@@ -18,7 +18,7 @@ from claims.narrowing import Subject
 
 WIDTHS = {"digits MLP": (64, 256, 1024), "digits CNN": (64, 256)}
 DEPTHS = (20, 32)
-EPOCHS, BATCH, RATE = 30, 64, 1e-3
+EPOCHS, BATCH, RATE = 15, 64, 1e-3
 IMAGES = 600  # of the 2,000; half to choose by, half to judge
 
 
