@@ -66,8 +66,8 @@ def ifm(
         streams and attention heads: only their MLPs are merged.
     Guarantee: merging equal features does not change the function (each group is proved before it is used); what beta
         lets merge beyond that is measured.
-    Cost: for a layer of n units, n x n float64 numbers and O(n) to O(n^2) steps a merge: about 2 s for 4,096 units, and
-        the product of its weights with themselves. All tensors in memory.
+    Cost: for a layer of n units up to three matrices of n x n float64 numbers, and O(n) to O(n^2) steps a merge: 3 s of one
+        core for 4,096 units of 2,048 weights each, all merges. All tensors in memory.
     Source: P38; the authors' repository sums producers and averages consumers, which for equal features is the same
         function (see nett.merge.feature_tree). BatchNorm counts as folded into the layer before it. Layers are measured
         on the weights as given, so that one order of merges serves every beta; the repository measures again after
