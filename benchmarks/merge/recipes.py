@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 def run(work: Path, say: Say, pico: bool) -> Outcome:
-    """NETT_BENCH_RECIPES=NAME,NAME… takes some of the recipes only."""
+    """NETT_BENCH_RECIPES="NAME; NAME" takes some of the recipes only."""
     cases, write_models, recipe_text, units = _recipes()
     chosen = _chosen(cases)
     mergekit = executable(say, make=not pico)

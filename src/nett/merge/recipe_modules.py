@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from nett.core.errors import UsageError
 from nett.core.layers import layer_of
@@ -96,8 +96,3 @@ def only_stack(recipe: Recipe, part: Part, names: Sequence[str]) -> tuple[str, i
             + "}.",
         )
     return next(iter(chosen.items()))
-
-
-def counts(checkpoints: Mapping[str, Sequence[str]], stack: str) -> dict[str, int]:
-    """How many layers of a stack each model has, by the model's key."""
-    return {key: stacks_of(names).get(stack, 0) for key, names in checkpoints.items()}
