@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -319,6 +320,39 @@ def test_slices_look_for_tokens_in_all_models(models: Path) -> None:
         for token, number in vocabulary.items():
             assert np.array_equal(found[table][number], by_the_rules(token, model, tables, vocabs, None)), token
     assert receipt["vocabulary"]["rows"] == len(vocabulary)
+
+
+def test_steps_hand_on_their_vocabulary(models: Path) -> None:
+    """A second document is planned on the tokens that the first will have."""
+    first = recipe_of("base", "a", tokenizer_source="union") | {"name": "both"}
+    second = recipe_of("both", "b", base="both", tokenizer_source="union")
+    write_recipe(Path("recipe.yml"), yaml.safe_dump(first) + "---\n" + yaml.safe_dump(second))
+    plan = json.loads(nett("merge", "recipe.yml", "--out", "out", "--dry-run").succeeded().out)
+    nett("merge", "recipe.yml", "--out", "out", "--no-speak").succeeded()
+    vocabulary = vocabulary_of(Path("out"))
+    assert list(vocabulary) == [*WORDS, "<s>", "x", "y", "<x>", "z"] and plan["vocabulary"]["tokens"] == len(vocabulary)
+    receipt = json.loads(Path("out/nett.json").read_text())
+    assert receipt["vocabulary"]["tokens"] == 13 and receipt["steps"][0]["vocabulary"]["tokens"] == 12
+    vocabs = {n: vocabulary_of(Path(n)) for n in NAMES}
+    for table in TABLES:
+        tables = {n: read_tensors(Path(n))[table] for n in NAMES}
+        two = {n: tables[n] for n in ("base", "a")}
+        known = {n: vocabs[n] for n in ("base", "a")}
+        union = [t for t in vocabulary if t != "z"]
+        made = np.stack(
+            [
+                (by_the_rules(t, "base", two, known, "base") + 2 * by_the_rules(t, "a", two, known, "base")) / 3
+                for t in union
+            ]
+        )
+        tables |= {"both": made}
+        vocabs |= {"both": {t: i for i, t in enumerate(union)}}
+        pair, known = {n: tables[n] for n in ("both", "b")}, {n: vocabs[n] for n in ("both", "b")}
+        wanted = [
+            (by_the_rules(t, "both", pair, known, "both") + 2 * by_the_rules(t, "b", pair, known, "both")) / 3
+            for t in vocabulary
+        ]
+        np.testing.assert_allclose(read_tensors(Path("out"))[table], np.stack(wanted), atol=1e-6)
 
 
 def test_chat_templates_go_with_it(models: Path) -> None:

@@ -16,7 +16,7 @@ from nett.merge.recipe import Planned, plan_recipe
 from nett.merge.recipe_steps import Promised, Step, check_use, load_steps
 
 _TOLD = ("room", "method", "title", "parameters", "inputs", "outputs", "bytes_after", "figures", "checks", "proof",
-         "notes", "seconds", "peak_memory_bytes")  # fmt: skip
+         "notes", "vocabulary", "seconds", "peak_memory_bytes")  # fmt: skip
 
 
 def run_recipe(
@@ -208,5 +208,6 @@ def _told_plan(
                 "files": [{"path": f.name, "bytes": f.nbytes} for f in files],
                 "notes": list(plan.job.notes),
             }
+            | ({"vocabulary": dict(plan.job.vocabulary)} if plan.job.vocabulary else {})
         )
     return told[-1] | {"steps": told[:-1], "disk_bytes": needed, "steps_folder": str(steps_folder(out))}
