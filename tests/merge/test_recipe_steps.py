@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nett.merge import engine
+from nett.merge import engine, execution
 from support.cli import nett
 from support.recipes import Model, write_family, write_recipe
 from support.tensors import read_tensors
@@ -77,7 +77,7 @@ def test_steps_that_are_kept(models: dict[str, Model]) -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = engine.execute, []
+    real, calls = execution.execute, []
 
     def execute(job: Any, **given: Any) -> Any:
         calls.append(given["out"].name)
@@ -86,7 +86,7 @@ def test_a_run_that_was_cut_off_goes_on(models: dict[str, Model], monkeypatch: p
         return real(job, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "execute", execute)
+        patch.setattr(execution, "execute", execute)
         with pytest.raises(KeyboardInterrupt):
             engine.recipe(Path("r.yml"), out=Path("out"), speak=False)
     hidden = Path(".out.nett-steps")
@@ -102,7 +102,7 @@ def test_a_run_that_was_cut_off_goes_on(models: dict[str, Model], monkeypatch: p
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "execute", watched)
+        patch.setattr(execution, "execute", watched)
         engine.recipe(Path("r.yml"), out=Path("out"), speak=False)
     assert seen == [done] and not hidden.exists()
     check(models)

@@ -55,13 +55,13 @@ def warm() -> None:
 
 def small_pieces(chunk: int, small: int, mark: int) -> None:
     """Make the engine cut even tiny models into many chunks, and journal often."""
-    from nett.merge import carrier, engine, job, restoring, stream, verifying
+    from nett.merge import carrier, execution, job, restoring, stream, verifying
 
     for module in (job, restoring, stream, verifying):
         module.CHUNK = chunk  # type: ignore[attr-defined]
     stream.SMALL = small
-    engine.SMALL = small
-    engine.MARK_BYTES = carrier.MARK_BYTES = mark
+    execution.SMALL = small
+    execution.MARK_BYTES = carrier.MARK_BYTES = mark
 
 
 def merge(

@@ -39,7 +39,7 @@ def run_recipe(
     line and method for anything the recipe says that cannot be done as it says it; Refused where the models do not fit
     together or the disk has no room.
     """
-    from nett.merge.engine import execute
+    from nett.merge.execution import execute
 
     steps = load_steps(file)
     cut = {"unsafe_truncate_embeddings": True} if unsafe_truncate_embeddings else {}
@@ -194,7 +194,7 @@ def _told_plan(
     """What a dry run says: the plan of the result, those of the steps, and the disk that all need together."""
     from nett.core.checkpoint.writer import byte_size
     from nett.core.runner import thread_count
-    from nett.merge.engine import plan_figures
+    from nett.merge.execution import plan_figures
     from nett.merge.outputs import file_plan
 
     told = []
