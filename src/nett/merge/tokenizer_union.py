@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nett.core.errors import Refused
@@ -71,8 +71,3 @@ def _flags(token: Any) -> tuple[bool, ...]:
 def _some(texts: Sequence[str], most: int = 5) -> str:
     shown = ", ".join(repr(t) for t in texts[:most])
     return shown + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
-
-
-def numbers(vocab: Mapping[str, int], tokens: Sequence[str | None]) -> list[int]:
-    """The id of each token, -1 for those that the vocabulary lacks."""
-    return [vocab.get(token, -1) if token is not None else -1 for token in tokens]
