@@ -156,3 +156,28 @@ def test_one_unit_and_units_that_are_all_equal() -> None:
     gram = np.ones((5, 5))
     squared_distances(gram, np.zeros(5, np.int64))
     assert feature_tree("g", gram, beta=0.0).merges(0.0) == 4
+
+
+# Clusters of 14 units of one hidden layer (5 inputs, 4 outputs, no bias), as the function self_merge_weight_get_dict of
+# P38's repository (e282437) forms them; made by running it with torch's Tensor.cuda left out. beta, max_ratio -> clusters
+# of more than one.
+REPOSITORY = {
+    (0.05, 1.0): [],
+    (0.1, 1.0): [[2, 5]],
+    (0.2, 1.0): [[2, 5], [4, 8]],
+    (0.3, 1.0): [[0, 1, 6], [2, 5, 10], [3, 13], [4, 8], [7, 9, 11]],
+    (0.5, 1.0): [[0, 1, 2, 5, 6, 10], [3, 13], [4, 7, 8, 9, 11, 12]],
+    (0.8, 0.5): [[0, 1], [2, 5, 10], [3, 13], [4, 8], [7, 9, 11]],
+}
+
+
+@pytest.mark.parametrize(("beta", "max_ratio"), REPOSITORY)
+def test_the_papers_distance_forms_the_clusters_of_its_repository(beta: float, max_ratio: float) -> None:
+    rng = np.random.default_rng(38)
+    tensors = {"a": np.round(rng.normal(size=(14, 5)), 3), "b": np.round(rng.normal(size=(4, 14)), 3)}
+    index = np.arange(14)[:, None]
+    group = Group("g", "channel", (Place("a", 0, index, "producer"), Place("b", 1, index, "consumer")))
+    tree = features(group, tensors, [], beta=1.0, distance="paper").tree
+    labels = tree.labels(tree.merges(beta, max_ratio))
+    found = [np.flatnonzero(labels == k).tolist() for k in range(int(labels.max()) + 1)]
+    assert sorted(c for c in found if len(c) > 1) == REPOSITORY[beta, max_ratio]
