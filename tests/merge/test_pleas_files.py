@@ -72,8 +72,9 @@ def test_the_output_loads_with_its_own_widths(written):
     torch.testing.assert_close(found, (outputs[0] + outputs[1]) / 2, rtol=1e-5, atol=1e-6)
     assert tensors["1.num_batches_tracked"].dtype == np.int64
     record = json.loads((written / "apart" / "pleas.json").read_text())
-    assert record["widths"] == {"0": [4, 8], "4": [6, 12]}
     figures = receipt["figures"]
+    assert record["widths"] == figures["widths"] == {"0": [4, 8], "4": [6, 12]}
+    assert "Squared error of each layer" in (written / "apart" / "nett.html").read_text()
     assert figures["flops_result"] == 2 * figures["flops_one_network"] < figures["flops_result_dense"]
     assert [r["layer"] for r in figures["layers"]] == ["0", "4", "6"]
     assert all(r["error_after"] < 1e-10 for r in figures["layers"])

@@ -162,6 +162,7 @@ def pleas(
         files={RECORD: _record(partial, orders, rows), **widening.head_files(tensors, own)},
         config=widening.config_of(symmetry, partial) if probe is None else {},
         notes=notes,
+        charts=widening.charts(rows),
     )
 
 

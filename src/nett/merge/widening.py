@@ -108,7 +108,8 @@ class Plan:
     def figures(self, apart: Mapping[str, Array]) -> dict[str, Any]:
         """Cost before (one network) and after; dense counts the zeros between the networks' own units."""
         ratios = {name: len(units) / self.symmetry.group(name).size for name, units in apart.items()}
-        found: dict[str, Any] = {}
+        sizes = {g.name: g.size for g in self.symmetry.groups}
+        found: dict[str, Any] = {"widths": {n: [size, size + len(apart.get(n, ()))] for n, size in sizes.items()}}
         for what, terms in (("flops", self.flops), ("parameters", self.parameters)):
             found[f"{what}_one_network"] = round(total(terms, {}))
             found[f"{what}_result"] = round(total(terms, ratios))
@@ -252,6 +253,16 @@ def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         f"layer_error_{k}": float(np.mean([r[f"error_{k}"] for r in rows])) for k in ("before", "after")
     }
     return found | {"layers": [dict(r) for r in rows]}
+
+
+def charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The error of each layer before and after it was solved, for the report."""
+    if not rows:
+        return []
+    labels = [r["layer"] + (f", network {r['network'] + 1}" if "network" in r else "") for r in rows]
+    series = {k: [r[f"error_{k}"] for r in rows] for k in ("before", "after")}
+    title, note = "Squared error of each layer", "as a share of its targets' squares; smaller is better"
+    return [{"kind": "grouped_bars", "title": title, "note": note, "labels": labels, "series": series}]
 
 
 def head_files(tensors: Sequence[Mapping[str, Array]], own: Sequence[str]) -> dict[str, bytes]:

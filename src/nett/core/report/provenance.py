@@ -27,7 +27,11 @@ def method(page: Page, receipt: Mapping[str, Any]) -> None:
         page.code(recipe if isinstance(recipe, str) else json.dumps(recipe, indent=2, ensure_ascii=False, default=str))
     if isinstance(figures, Mapping) and figures:
         page.heading("Figures")
-        page.key_values({str(k).replace("_", " "): v for k, v in figures.items()})
+        tables = {k: found for k in figures if (found := records(figures, k))}
+        page.key_values({str(k).replace("_", " "): v for k, v in figures.items() if k not in tables})
+        for name, rows in tables.items():
+            page.heading(str(name).replace("_", " ").capitalize())
+            record_table(page, rows)
 
 
 def add_edges(page: Page, edges: Sequence[Mapping[str, Any]]) -> None:
