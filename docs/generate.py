@@ -80,7 +80,9 @@ def method_page(card: Card, standing: str) -> str:
             text.append(f"| `--{p.name.replace('_', '-')}` | {kind} | {limits} | `{p.default}` | {p.description} |\n")
     else:
         text.append("None of its own.\n")
-    needs = ", ".join(f"`--{n}`" for n in card.needs) or "nothing beside its assets"
+    code = "the network's code (`--net`, `--input`), but for folders of transformers models"
+    words = {"symmetry": code, "network": "data for it (`--data`)"}
+    needs = ", ".join(words.get(n, f"`--{n}`") for n in card.needs) or "nothing beside its assets"
     text.append(f"\nNeeds {needs}. The room's own options: `nett {card.room} {card.name} --help`.\n\n")
     for title in ("When to use", "When not"):
         if title in card.sections:

@@ -83,7 +83,7 @@ def pleas(
         sweeps: most sweeps over all groups (match by weights).
         seed: order of the groups (match by weights), and random inputs where no data are given.
     When to use: two networks of one architecture from different starting points or for different tasks, and room for
-        a result between one and two networks. Data: inputs without labels; of another task, or none, where there are none.
+        a result between one and two networks. Data need no labels; with --net and --input alone, noise is used.
     When not: fine-tunes of one base, which average as they are; networks whose widths the code fixes.
     Cost: two passes over the data for each GB of the layers' Gram matrices; both networks and the result in memory.
     Guarantee: each permuted network is the same function, and groups are widened only where doubled units proved to be
