@@ -113,6 +113,7 @@ def _heading(planned: Planned) -> str:
         f"{recipe.document.file}{f', {recipe.name}' if recipe.name else ''}: {recipe.words.card.name}, "
         f"{len(planned.rows)} tensors",
         *([f"  base     {job.base.path}"] if job.base is not None else []),
+        *(f"  base     {c.path} (of some slices)" for c in job.other_bases),
         *(f"  model    {label}: {c.path}" for label, c in zip(job.labels, job.tuned, strict=True)),
         f"  types    inputs {f'rounded to {job.cast.alias}' if job.cast else 'as they are'}, output {', '.join(types)}",
     ]

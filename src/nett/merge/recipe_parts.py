@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 from nett.merge.recipe_values import Scope
@@ -21,9 +22,9 @@ class Source:
     scope: Scope | None
     layers: tuple[int, int] | None = None  # from, to (exclusive); None for all, and all outside the layers
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """The same for every spelling of one path."""
+        """The same for every spelling of one path; looked for on the disk once."""
         return located(self.reference)
 
 
