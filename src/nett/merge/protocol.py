@@ -15,7 +15,7 @@ array, ``name*`` a list with one for each model, ``:bits`` behind it booleans, s
 a function of the same file, ``(base, <output>, …) -> array``, which rebuilds the model that its ``name*`` belongs to.
 
 A kernel that has an operand ``symmetry`` sees whole networks instead: ``method(models, symmetry, network=None, *,
-parameters) -> Whole`` (:mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model, floats only;
+parameters) -> Whole`` (driven by :mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model, floats only;
 ``symmetry`` the groups of units that may change places (:mod:`nett.core.symmetry`), proved before the kernel sees them;
 ``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must be given); an operand
 ``noise`` behind it is the code on random input, given where there is code but no data. A method on
@@ -33,8 +33,9 @@ same bits; chunks of any size give what whole arrays give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import numpy as np
 
@@ -42,6 +43,25 @@ from nett.core.dtypes import Array
 from nett.core.errors import UsageError
 
 Weights = float | Sequence[float]
+
+
+@final
+@dataclass(frozen=True)
+class Whole:
+    """What a kernel of grain ``model`` gives back.
+
+    tensors: the merged network, of any shapes. figures: for the receipt. rows: one record a model, for the receipt.
+    files: small files that go beside the weights. config: changes to ``config.json``. charts: for the report, as
+    :func:`nett.core.report.charts.add` takes them.
+    """
+
+    tensors: Mapping[str, Array]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    charts: Sequence[Mapping[str, Any]] = ()
 
 
 def for_each(value: Weights, count: int, name: str) -> list[float]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from nett.core.symmetry.rules import MODULES, RULES
+from nett.core.symmetry.module_rules import MODULES
+from nett.core.symmetry.rules import RULES
 from nett.core.symmetry.trace import Trace, Traced
 
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
