@@ -226,7 +226,7 @@ def test_what_may_not_merge_is_refused_by_name() -> None:
     _, found = merged_module(Dense(), torch.zeros(2, 3, 8, 8))
     assert any("grouped convolution" in note for note in found.notes)
     _, found = merged_module(ResNet(1, "A"), torch.zeros(2, 3, 8, 8), beta=0.5)
-    assert sum("not merged" in note for note in found.notes) == 2
+    assert any("not merged" in note for note in found.notes)
 
 
 def test_bad_input_is_told_in_sentences() -> None:

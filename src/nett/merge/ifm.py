@@ -16,7 +16,7 @@ from nett.core.registry import Between, method
 from nett.core.symmetry import Symmetry, proved_symmetry
 from nett.core.symmetry.fitting import fitted
 from nett.core.symmetry.folding import folds_of
-from nett.core.symmetry.merging import NEURON, mergeable
+from nett.core.symmetry.merging import NEURON, mergeable, told
 from nett.core.symmetry.widths import resized
 from nett.merge.complexity import complexity_charts, complexity_files
 from nett.merge.feature_weights import Features, features, merging_map
@@ -77,11 +77,11 @@ def ifm(
     allowed = mergeable(symmetry)
     groups = allowed.symmetry.groups
     if not groups:
-        said = "; ".join(str(r) for r in allowed.symmetry.refused) or "it has no hidden units"
+        said = "; ".join(told(allowed.symmetry.refused)) or "it has no hidden units"
         raise Refused(f"no units of this network may be merged: {said}")
     folds = folds_of(allowed.symmetry, model, allowed.epsilon)
     betas = sorted({*SWEEP, beta}) if report else [beta]
-    found, notes = dict[str, Features](), [str(r) for r in allowed.symmetry.refused]
+    found, notes = dict[str, Features](), told(allowed.symmetry.refused)
     for group in groups:
         free = normalize and group.name in allowed.scalable
         if normalize and not free:

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from nett.core.symmetry import proved_symmetry  # noqa: E402
-from nett.core.symmetry.merging import Mergeable, mergeable  # noqa: E402
+from nett.core.symmetry import Refusal, proved_symmetry  # noqa: E402
+from nett.core.symmetry.merging import Mergeable, mergeable, told  # noqa: E402
 from support.networks import Norms, ResNet, mlp  # noqa: E402
 
 
@@ -66,3 +66,8 @@ def test_decoders_merge_their_neurons_only(config: dict[str, Any], tensors: dict
     assert "norms see how many dimensions" in refused["residual"]
     assert "attention heads" in refused[f"{layer}.heads"]
     assert not found.scalable
+
+
+def test_groups_of_one_reason_are_told_in_one_sentence() -> None:
+    refused = [Refusal("a", "too wide"), Refusal("b", "too deep"), Refusal("c", "too wide"), Refusal("d", "too wide")]
+    assert told(refused) == ["a and 2 more: too wide", "b: too deep"]

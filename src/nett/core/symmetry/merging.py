@@ -57,6 +57,16 @@ def mergeable(symmetry: Symmetry, *, seed: int = 0) -> Mergeable:
     return Mergeable(symmetry, frozenset(), {})
 
 
+def told(refused: Sequence[Refusal]) -> list[str]:
+    """One sentence for each reason: the first group of its kind by name, and how many more there are."""
+    by_why: dict[str, list[str]] = {}
+    for one in refused:
+        by_why.setdefault(one.why, []).append(one.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {why}" for why, names in by_why.items()
+    ]
+
+
 def _fixed(symmetry: Symmetry) -> list[Refusal]:
     """Groups of which it is known without trying."""
     parents = {g.parent for g in symmetry.groups}
