@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -69,7 +70,7 @@ def network(seed: int = 0) -> Any:
 
 def models_of(card: Card) -> int:
     """How many models the method takes: its own number, or three."""
-    return 1 if "model" in card.operands else int((card.mergekit or {}).get("models", 3))
+    return 1 if "model" in card.operands else int(getattr(importlib.import_module(card.module), "MODELS", 3))
 
 
 def operands(card: Card, models: list[dict[str, Array]]) -> list[Any]:

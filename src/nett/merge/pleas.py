@@ -23,6 +23,7 @@ from nett.merge.partial import Partial, shaped_as
 from nett.merge.whole import Whole
 
 RECORD = "pleas.json"
+MODELS = 2  # how many it takes
 
 
 @final
@@ -41,7 +42,6 @@ class Merged:
     needs=["symmetry"],
     extra="models",
     identity={},
-    mergekit={"models": 2},
     resizes=True,
 )
 def pleas(
@@ -92,7 +92,7 @@ def pleas(
     """
     if len(models) == 1:
         return Whole({n: np.array(t) for n, t in models[0].items()})
-    if len(models) != 2:
+    if len(models) != MODELS:
         raise UsageError(f"takes two models, {len(models)} were given", where="merge/pleas")
     one, two = models
     notes: list[str] = []

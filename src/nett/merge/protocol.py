@@ -18,9 +18,10 @@ A kernel that has an operand ``symmetry`` sees whole networks instead: ``method(
 parameters) -> Whole`` (driven by :mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model, floats only;
 ``symmetry`` the groups of units that may change places (:mod:`nett.core.symmetry`), proved before the kernel sees them;
 ``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must be given); an operand
-``noise`` behind it is the code on random input, given where there is code but no data. A method on
-one network calls its first operand ``model`` and is given that one. The result's tensors may have shapes of their own
-(``resizes``): the engine writes what comes. So weight matching permutes and averages; partial merging (PLeaS) takes the
+``noise`` behind it is the code on random input, given where there is code but no data. A method on one network calls its
+first operand ``model`` and is given that one; one on two says so in its file, ``MODELS = 2``. A function ``memory(symmetry,
+parameters)`` there gives the bytes that it needs beside the models, for the plan. The result's tensors may have shapes of
+their own (``resizes``): the engine writes what comes. So weight matching permutes and averages; partial merging (PLeaS) takes the
 same operands and ``network.taps``, and gives wider tensors with the widths in ``config``, or in ``files`` where the network
 has no config; feature merging (IFM) takes ``model`` alone and gives narrower ones. What a network's symmetry needs to know
 of a resized network, it derives again from the new shapes.

@@ -44,7 +44,7 @@ def run_whole(
     one = "model" in card.operands
     if not assets or (one and len(assets) != 1):
         raise UsageError(f"takes {'one model' if one else 'at least one model'}, {len(assets)} given", where=card.key)
-    count = (card.mergekit or {}).get("models")
+    count = getattr(importlib.import_module(card.module), "MODELS", None)
     if count is not None and len(assets) not in (1, count):
         raise UsageError(f"takes {count} models, but {len(assets)} were given", where=card.key)
     if "network" in card.needs and (net is None or data is None):
