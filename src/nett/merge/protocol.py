@@ -15,16 +15,17 @@ array, ``name*`` a list with one for each model, ``:bits`` behind it booleans, s
 a function of the same file, ``(base, <output>, …) -> array``, which rebuilds the model that its ``name*`` belongs to.
 
 A kernel that has an operand ``symmetry`` sees whole networks instead: ``method(models, symmetry, network=None, *,
-parameters) -> Whole`` (driven by :mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model, floats only;
-``symmetry`` the groups of units that may change places (:mod:`nett.core.symmetry`), proved before the kernel sees them;
-``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must be given); an operand
-``noise`` behind it is the code on random input, given where there is code but no data. A method on one network calls its
-first operand ``model`` and is given that one; one on two says so in its file, ``MODELS = 2``. A function ``memory(symmetry,
-parameters)`` there gives the bytes that it needs beside the models, for the plan. The result's tensors may have shapes of
-their own (``resizes``): the engine writes what comes. So weight matching permutes and averages; partial merging (PLeaS) takes the
-same operands and ``network.taps``, and gives wider tensors with the widths in ``config``, or in ``files`` where the network
-has no config; feature merging (IFM) takes ``model`` alone and gives narrower ones. What a network's symmetry needs to know
-of a resized network, it derives again from the new shapes.
+parameters) -> Whole`` (driven by :mod:`nett.merge.whole`). ``models`` holds one mapping name -> array for each model,
+floats only; ``symmetry`` the groups of units that may change places (:mod:`nett.core.symmetry`), proved before the
+kernel sees them; ``network`` the code with data to run it on, or None where the user gave none (in ``needs``, it must
+be given); an operand ``noise`` behind it is the code on random input, given where there is code but no data. A method
+on one network calls its first operand ``model`` and is given that one; one on two says so in its file, ``MODELS =
+2``. A function ``memory(symmetry, parameters)`` there gives the bytes that it needs beside the models, for the plan.
+The result's tensors may have shapes of their own (``resizes``): the engine writes what comes. So weight matching
+permutes and averages; partial merging (PLeaS) takes the same operands and ``network.taps``, and gives wider tensors
+with the widths in ``config``, or in ``files`` where the network has no config; feature merging (IFM) takes ``model``
+alone and gives narrower ones. What a network's symmetry needs to know of a resized network, it derives again from the
+new shapes.
 
 Parameters typed ``float | Sequence[float]`` take one value or one for each model. Laws (run by the conformance
 suite over every card): with the card's ``identity`` parameters and one fine-tune, the result is that fine-tune;
