@@ -46,7 +46,8 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
             shutil.rmtree(folder, ignore_errors=True)
             write_models(folder, shape)
             (folder / "done").touch()
-        figures += _bed(bed, folder, {n: recipe_text(r) for n, r in chosen.items()}, units, mergekit, say)
+        texts = {n: recipe_text(_stretched(r, shape["layers"] // PICO["layers"])) for n, r in chosen.items()}
+        figures += _bed(bed, folder, texts, units, mergekit, say)
     missing = {} if mergekit else {"all recipes beside mergekit": "mergekit is not installed (NETT_MERGEKIT)"}
     return Outcome(figures, versions_of(mergekit) if mergekit else {}, missing)
 
@@ -60,6 +61,18 @@ def _recipes() -> tuple[dict[str, Any], Any, Any, Mapping[str, float]]:
     finally:
         sys.path.remove(tests)
     return CASES, write_models, recipe_text, UNIT
+
+
+def _stretched(recipe: Any, factor: int) -> Any:
+    """A recipe written for models of four layers, for those of ``factor`` times as many (t5 is as small on every bed)."""
+    if isinstance(recipe, list):
+        return [_stretched(one, factor) for one in recipe]
+    if not isinstance(recipe, dict):
+        return recipe
+    made = {key: _stretched(value, factor) for key, value in recipe.items()}
+    if "layer_range" in made and not str(made["model"]).startswith("t5"):
+        made["layer_range"] = [factor * number for number in made["layer_range"]]
+    return made
 
 
 def _chosen(cases: Mapping[str, Any]) -> dict[str, Any]:
