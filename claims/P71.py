@@ -55,7 +55,7 @@ RATIO, DRIFT = (
 BEFORE, AFTER = "R before, gamma {}", "R matched, gamma {}"
 GAMMAS = (0.0, 0.1, 0.3)
 STRAIGHT_WIDTHS = {"digits": 64, "mnist": 128}
-RATES, EPOCHS = (1e-2, 1e-3), 12
+RATES, EPOCHS = (1e-2, 1e-3), 10
 
 
 def line(pair: Pair, one: Tensors, other: Tensors) -> list[tuple[float, float, float]]:
