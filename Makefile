@@ -27,7 +27,7 @@ laws: .venv/.dev
 	$(BIN)/python -m pytest tests/conformance --store-laws
 
 claims: .venv/.dev
-	for paper in P04 P10 P16 P38 P63 P74; do $(BIN)/nett claims run $$paper || exit $$?; done
+	for paper in P04 P10 P16 P38 P63 P71 P74; do $(BIN)/nett claims run $$paper || exit $$?; done
 	$(BIN)/nett claims table
 
 bench: .venv/.dev
