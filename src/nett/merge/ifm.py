@@ -62,7 +62,8 @@ def ifm(
         normalize: compare units up to a positive factor, where the activation allows it.
         report: add the layer-wise feature complexity, the share of units that remain, at many values of beta.
     When to use: a network that is wider than its task needs, with no data at hand; as a measure of how much it repeats.
-    When not: data is at hand: pruning or distillation that looks at activations keeps more. Transformers' residual
+    When not: narrow networks, which have no units to spare: a CIFAR-10 ResNet-20 (16 to 64 channels) lost 15 points at nine
+        tenths of its parameters (200 images, one draw). Data is at hand: pruning or distillation that looks at activations keeps more. Transformers' residual
         streams and attention heads: only their MLPs are merged.
     Guarantee: merging equal features does not change the function (each group is proved before it is used); what beta
         lets merge beyond that is measured.
