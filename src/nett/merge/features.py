@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from nett.core.assignment import assigned
 from nett.core.dtypes import Array
 from nett.core.network import Network
 from nett.core.symmetry import Group, Place, Symmetry
@@ -28,9 +29,7 @@ class Products:
 
     def order(self) -> Array:
         """The second network's unit for each of the first's, so that the distances are least in sum."""
-        from scipy.optimize import linear_sum_assignment
-
-        return np.asarray(linear_sum_assignment(self.cross, maximize=True)[1])  # the squares are in every sum
+        return assigned(self.cross)  # the squares are in every sum
 
     def scores(self, order: Array, score: str) -> Array:
         """``[n]``: how well each pair goes together, larger is better."""

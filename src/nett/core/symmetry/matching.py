@@ -15,6 +15,7 @@ from typing import final
 
 import numpy as np
 
+from nett.core.assignment import assigned
 from nett.core.dtypes import Array
 from nett.core.symmetry.groups import Group, Place, Symmetry
 
@@ -90,7 +91,7 @@ class Matcher:
         if inside:
             return self._step_of_heads(group, places, inside, target, names, least)
         alike = _alike(places, target, self.tensors)
-        order = _assigned(alike)
+        order = assigned(alike)
         gain = float(alike[np.arange(len(order)), order].sum() - np.trace(alike))
         if gain <= least:
             return 0.0
@@ -127,13 +128,13 @@ class Matcher:
             blocks = np.asarray(table, np.float64).reshape(group.size, size, group.size, size).transpose(0, 2, 1, 3)
             for i in range(group.size):
                 for j in range(group.size):
-                    best = _assigned(blocks[i, j])
+                    best = assigned(blocks[i, j])
                     alike[i, j] += blocks[i, j][np.arange(size), best].sum()
             for p in mine[0]:
                 left.pop(p.tensor)
         if left:
             alike += _alike(list(left.values()), target, self.tensors)
-        order = _assigned(alike)
+        order = assigned(alike)
         if np.array_equal(order, np.arange(group.size)):
             return 0.0
         before = self.product(target, names)
@@ -143,7 +144,7 @@ class Matcher:
         for cells in inside.values():
             for child in cells.values():
                 within = self._places(child)
-                self._move(child, _assigned(_alike(within, target, self.tensors)))
+                self._move(child, assigned(_alike(within, target, self.tensors)))
         gain = self.product(target, names) - before
         if gain > least:
             return gain
@@ -270,12 +271,6 @@ def _alike(places: Sequence[Place], target: Mapping[str, Array], tensors: Mappin
         found = one if found is None else np.add(found, one, out=found)
     assert found is not None
     return found.astype(np.float64, copy=False)
-
-
-def _assigned(alike: Array) -> Array:
-    from scipy.optimize import linear_sum_assignment
-
-    return np.asarray(linear_sum_assignment(alike, maximize=True)[1])
 
 
 def _dot(one: Array, other: Array) -> float:
