@@ -306,3 +306,16 @@ def test_dry_run_and_names_of_some_layers_only(family: Any, tmp_path: Path) -> N
     nett("merge", "linear", *words).succeeded()
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == [q] and config["modules_to_save"] is None
+
+
+def test_a_rank_beyond_every_matrix_is_brought_down(tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base", layers=1, dtype="F32", tied=False)
+    tuned = write_llama(tmp_path / "tuned", layers=1, tied=False, noise_from=base, seed=1, dtype="F32")
+    words = ["merge", "linear", str(tuned), "--base", str(base), "--as-lora"]
+    plans = [json.loads(nett(*words, rank, "--out", str(tmp_path / "out"), "--dry-run").out) for rank in ("32", "4096")]
+    assert plans[0]["plan"] == plans[1]["plan"]
+    nett(*words, "4096", "--out", str(tmp_path / "out")).succeeded()
+    receipt = json.loads((tmp_path / "out" / "nett.json").read_text())
+    assert receipt["figures"]["rank"] == 32 and receipt["figures"]["exact_to_rounding"]
+    assert any("rank 32 is taken, not 4096" in note for note in receipt["notes"])
+    nett("verify", str(tmp_path / "out"), "--rerun").succeeded()

@@ -163,6 +163,21 @@ def test_tied_output_layer_is_found_in_the_embeddings(tmp_path: Path) -> None:
     write_tensors(tmp_path / "m" / "model.safetensors", tensors | {"lm_head.weight": head}, "BF16")
     run("task_arithmetic", [str(base), str(tmp_path / "m")], tmp_path / "out")
     np.testing.assert_array_equal(read_tensors(tmp_path / "out")["lm_head.weight"], rounded(head, "BF16"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False  # else loaders take the embeddings and pass over the head
+
+
+def test_models_that_all_tie_their_output_layer_stay_tied(tmp_path: Path) -> None:
+    """Also where a redundant copy of it is stored."""
+    base = write_llama(tmp_path / "base", tied=True)
+    copy = write_llama(tmp_path / "m", tied=True, noise_from=base, seed=1)
+    tensors = read_tensors(copy)
+    write_tensors(
+        copy / "model.safetensors", tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, "BF16"
+    )
+    for out, paths in (("two", [base, write_llama(tmp_path / "n", noise_from=base, seed=2)]), ("copy", [base, copy])):
+        run("task_arithmetic", [str(p) for p in paths], tmp_path / out)
+        assert json.loads((tmp_path / out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 def test_dry_run_plans_and_touches_nothing(llamas: list[str], tmp_path: Path) -> None:

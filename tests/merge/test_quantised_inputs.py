@@ -116,3 +116,14 @@ def test_a_quantised_gguf_is_dequantised_as_base_and_in_a_recipe(ggufs: Any, tmp
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "float32" and config["architectures"] == ["LlamaForCausalLM"]
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_whole_networks_are_dequantised_too(llamas: Any, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    base, packed, dense, _ = llamas
+    for name, tuned in (("a", packed), ("b", dense)):
+        words = [str(base), str(tuned), "--no-speak", "--out", str(tmp_path / name)]
+        nett("merge", "weight_matching", *words).succeeded()
+    assert all((a == read_tensors(tmp_path / "b")[n]).all() for n, a in read_tensors(tmp_path / "a").items())
+    receipt = json.loads((tmp_path / "a" / "nett.json").read_text())
+    assert any("its weights are taken as the numbers they stand for" in n for n in receipt["notes"])

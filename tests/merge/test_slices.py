@@ -228,3 +228,23 @@ def test_the_deeper_name_claims_a_tensor(tmp_path: Path, monkeypatch: pytest.Mon
     p, q = read_tensors(Path("p")), read_tensors(Path("q"))
     for name in names:
         np.testing.assert_array_equal(found[name], (q if "merger" in name else p)[name])
+
+
+@pytest.mark.parametrize(("first", "last"), [("tied", "apart"), ("apart", "tied")])
+def test_tied_and_untied_output_layers_in_one_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, last: str
+) -> None:
+    """The head is that of the last slice's model, its embeddings where it ties them; the config says that it is apart."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tied", "apart"):
+        write_llama(Path(name), tied=name == "tied", dtype="F32", seed=len(name))
+    found = run({
+        "merge_method": "passthrough",
+        "slices": [{"sources": [source(first, 0, 2)]}, {"sources": [source(last, 1, 2)]}],
+    })  # fmt: skip
+    head = "model.embed_tokens.weight" if last == "tied" else "lm_head.weight"
+    np.testing.assert_array_equal(found["lm_head.weight"], read_tensors(Path(last))[head])
+    np.testing.assert_array_equal(
+        found["model.embed_tokens.weight"], read_tensors(Path(first))["model.embed_tokens.weight"]
+    )
+    assert json.loads(Path("out/config.json").read_text())["tie_word_embeddings"] is False

@@ -127,6 +127,12 @@ def test_weights_restarts_and_the_orders_that_are_told():
     assert all(np.array_equal(more.tensors[n], again.tensors[n]) for n in models[0])
 
 
+def test_weights_that_sum_to_nothing_are_refused():
+    symmetry = mlp(5, 16, 12, 3)
+    with pytest.raises(UsageError, match="weights = 1, -1 sum to 0"):
+        weight_matching([numbers(symmetry, s) for s in range(2)], symmetry, weights=[1.0, -1.0])
+
+
 def test_straight_through_lowers_the_loss_half_way(bed):
     _, _, models, x, y = bed
     symmetry, network = symmetry_of(models), Network(small(), x, y)
@@ -307,3 +313,13 @@ def test_a_network_gives_what_its_module_gives():
     assert np.allclose(np.concatenate([t["linear"][1] for t in taps]), expected, atol=1e-5)
     with pytest.raises(UsageError, match="no labels"):
         network.loss(tensors)
+
+
+@pytest.mark.parametrize("order", [("tied", "apart"), ("apart", "tied")])
+def test_tied_and_untied_output_layers_do_not_go_together(tmp_path, order):
+    for name in order:
+        write_llama(tmp_path / name, tied=name == "tied")
+    words = [str(tmp_path / name) for name in order]
+    answer = command("merge", "weight_matching", *words, "--out", str(tmp_path / "out"), "--no-speak")
+    answer.failed(3)
+    assert "tied: has no tensor 'lm_head.weight', which" in answer.err and not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -88,6 +88,12 @@ def ground_of(job: Job) -> Checkpoint:
     return job.ground
 
 
+def full_rank(placed: Mapping[str, Place], ground: Checkpoint) -> int:
+    """The largest rank that any matrix with factors can have; more would be zeros in the file."""
+    sides = [min(ground.tensors[n].shape) for n, p in placed.items() if p.kind in ("linear", "embedding")]
+    return max(1, *sides) if sides else 1
+
+
 def smallest_rank(job: Job, ground: Checkpoint, placed: Mapping[str, Place], error: float, **how: Any) -> int:
     """The smallest rank for all matrices whose error is at most ``error`` of the change; one pass over the merge."""
     square, kept = 0.0, np.zeros(MOST)
@@ -133,7 +139,11 @@ def execute_as_lora(
     ground = ground_of(job)
     placed = places_of(job, ground)
     kind = dtype or DTYPES["F32"]
-    needed = _most_bytes(placed, ground, wanted.rank or MOST, kind)
+    full = full_rank(placed, ground)
+    if wanted.rank > full:
+        told = f"rank {full} is taken, not {wanted.rank}: no matrix of the base can have more"
+        job, wanted = replace(job, notes=(*job.notes, told)), Wanted(full, 0.0)
+    needed = _most_bytes(placed, ground, wanted.rank or min(MOST, full), kind)
     check_target(out, 2 * needed, overwrite=overwrite, inputs=[f for c in _inputs(job) for f in (c.path, *c.files)])
     if dry_run:
         figures = {"method": job.card.key, "tensors": len(job.tasks), "bytes_read": sum(c.nbytes for c in _inputs(job))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nett.core.sidefiles import model_files, with_dtype
+from nett.merge.heads import gets_own_head, with_own_head
 from nett.merge.job import Job
 from nett.merge.outputs import outputs_of
 
@@ -22,6 +23,13 @@ def side_files_of(job: Job) -> tuple[dict[str, bytes], list[str]]:
         )
         for edit in job.edits:
             common = edit(common)
+        if gets_own_head(job.donor, (t.name for t in job.tasks), job.checkpoints) and "config.json" in common:
+            common = common | {"config.json": with_own_head(common["config.json"])}
+            notes = [
+                *notes,
+                f"the output has an output layer of its own: {job.donor.path} ties it to its embeddings, others do not; "
+                "config.json says tie_word_embeddings false",
+            ]
         for name, content in common.items():
             found[name] = (
                 with_dtype(content, next(iter(types)) if changed else None) if name == "config.json" else content

@@ -10,6 +10,7 @@ from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.dtypes import Array, Dtype
 from nett.core.errors import Refused
 from nett.core.registry import Card, View
+from nett.merge.heads import HEAD, is_tied
 
 CHUNK = 1 << 17  # elements: a handful of float32 chunks stay in a core's cache
 
@@ -150,8 +151,7 @@ def operand(checkpoint: Checkpoint, name: str, holder: Checkpoint) -> Operand:
     """``name`` in a checkpoint; an output layer that is tied to the embeddings is found there."""
     if name in checkpoint.tensors:
         return Operand(checkpoint, name)
-    config = checkpoint.config() or {}
-    if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+    if name == HEAD and is_tied(checkpoint):
         tied = next((n for n in checkpoint.tensors if n.endswith("embed_tokens.weight")), None)
         if tied is not None:
             return Operand(checkpoint, tied)

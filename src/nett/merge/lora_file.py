@@ -16,7 +16,8 @@ from nett.core.checkpoint.writer import FileSpec
 from nett.core.dtypes import Array, Dtype, decode, encode
 from nett.core.errors import Refused
 from nett.core.low_rank import factors, left_out
-from nett.merge.lora_layout import Place, is_embedding, is_tied, is_turned, keys, output_layer, wrapped_modules
+from nett.merge.heads import is_tied
+from nett.merge.lora_layout import Place, is_embedding, is_turned, keys, output_layer, wrapped_modules
 from nett.merge.lora_stream import Change
 
 WEIGHTS = "adapter_model.safetensors"

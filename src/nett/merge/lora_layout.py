@@ -13,6 +13,7 @@ from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.json_text import text_part
 from nett.core.checkpoint.lora import PREFIX
 from nett.core.errors import Refused
+from nett.merge.heads import is_tied
 from nett.merge.job import Job
 
 Kind = Literal["linear", "embedding", "bias", "whole"]
@@ -65,12 +66,6 @@ def places_of(job: Job, ground: Checkpoint) -> dict[str, Place]:
 def is_turned(ground: Checkpoint) -> bool:
     """Whether the linear layers lie as [in, out]."""
     return (ground.config() or {}).get("model_type") in _TURNED
-
-
-def is_tied(ground: Checkpoint) -> bool:
-    """Whether the embeddings are the output layer too."""
-    config = ground.config() or {}
-    return bool(config.get("tie_word_embeddings", text_part(config).get("tie_word_embeddings")))
 
 
 def _place(

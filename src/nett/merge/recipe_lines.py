@@ -9,6 +9,7 @@ from typing import final
 from nett.core.checkpoint import Checkpoint
 from nett.core.errors import UsageError
 from nett.core.layers import layer_of, precedes_layers
+from nett.merge.heads import HEAD, is_tied
 from nett.merge.job import Line, Operand, operand
 from nett.merge.recipe_file import Recipe
 from nett.merge.recipe_modules import only_stack, split
@@ -72,6 +73,12 @@ def _holders(one: Slice, name: str, by_key: Mapping[str, Checkpoint]) -> dict[st
     return {s.key: name for s in one.all_sources if name in by_key[s.key].tensors}
 
 
+def _tied(one: Slice, name: str, by_key: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """The output layer of a slice whose models all tie it, where a model of another slice has one of its own."""
+    tied = name == HEAD and all(is_tied(by_key[s.key]) for s in one.all_sources)
+    return {s.key: name for s in one.all_sources} if tied else {}
+
+
 def _whole(one: Slice, owned: Sequence[str], by_key: Mapping[str, Checkpoint]) -> Iterator[Found]:
     depths = depth_of(owned)
     for name in owned:
@@ -91,7 +98,7 @@ def _stacked(
         layer = layer_of(name)
         if stack is None or layer is None or layer.stack != stack[0]:
             one = part.slices[0 if precedes_layers(name) else -1]
-            if names := _holders(one, name, by_key):
+            if names := _holders(one, name, by_key) or _tied(one, name, by_key):
                 found.append(Found(_line(name, one, names, by_key), one, 0.0))
     taken: list[tuple[Checkpoint, int, int]] = []
     for one in part.slices if stack else ():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from nett.core.dtypes import Array
+from nett.core.errors import UsageError
 from nett.core.network import Network
 from nett.core.registry import Between, method
 from nett.core.symmetry import Symmetry
@@ -61,6 +62,11 @@ def weight_matching(
         them are our own extension.
     """
     shares = for_each(weights, len(models), "weights")
+    if len(models) > 1 and abs(sum(shares)) < 1e-8:
+        raise UsageError(
+            f"weights = {', '.join(f'{w:g}' for w in shares)} sum to 0, and an average divides by their sum",
+            where="merge/weight_matching",
+        )
     found = matched(
         models, symmetry, network if search == "straight-through" else None, straight_through=search == "straight-through",
         restarts=restarts, sweeps=sweeps, epochs=epochs, rate=rate, seed=seed,

@@ -57,7 +57,7 @@ def run_whole(
     opened: list[Checkpoint] = []
     try:
         for asset in assets:
-            opened.append(open_checkpoint(asset))
+            opened.append(open_checkpoint(asset, dense=True))
         if card.parameter("heads") is None:  # else the method says which tensors may differ
             _alike(card, opened)
         needed = sum(c.nbytes for c in opened) if card.resizes else opened[0].nbytes

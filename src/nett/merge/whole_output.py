@@ -135,6 +135,7 @@ def receipt_of(
         models=[{"name": labels[i], **row} for i, row in enumerate(whole.rows)],
         charts=list(whole.charts),
         notes=[
+            *dict.fromkeys(note for c in models for note in c.notes),
             *(f"not permuted: {r}" for r in symmetry.refused), *whole.notes,
             *beyond_measured(card, size),
         ],
