@@ -165,6 +165,22 @@ def test_not_finite_elements_are_left_out_and_counted(crowd: Any) -> None:
     assert np.isfinite(figures["cosines"][0][1])
 
 
+def test_what_is_not_compared_is_said() -> None:
+    """Of another shape, of another kind, or not there in one of them."""
+    base = model()
+    one, two = tuned(base, 0, share=0.6), tuned(base, 1, share=0.6)
+    first, second, third = list(base)[:3]
+    one[first] = one[first][:-1]
+    two[second] = np.zeros(base[second].shape, np.int8)
+    del two[third]
+    figures = figures_of(base, one, two)
+    assert figures["not_compared"] == sorted([first, second, third])
+    assert said(figures)[0].startswith("3 tensors of the base were not compared, ")
+    rest = {n: a for n, a in base.items() if n not in (first, second, third)}
+    assert figures["cosines"] == figures_of(rest, one, two)["cosines"]
+    assert figures_of(base, tuned(base, 0, share=0.6), tuned(base, 1, share=0.6))["not_compared"] == []
+
+
 def test_nothing_to_compare(crowd: Any) -> None:
     base, ones, _ = crowd
     for given in ([], [base], [base, ones[0]], [base, {"x": np.zeros(3, np.float32)}, ones[0]]):

@@ -72,9 +72,9 @@ def _some(method: str, reason: str, base: str, tuned: Sequence[str], options: st
 
 
 def _single_models() -> list[Point]:
-    """Measured points of merges that give one model."""
+    """Measured points of merges that give one model of fine-tunes; those of whole networks were measured on others."""
     cards = all_cards()
-    single = {c.key for c in cards if c.room == "merge" and list(c.outputs) == ["model"]}
+    single = {c.key for c in cards if c.room == "merge" and list(c.outputs) == ["model"] and c.grain != "model"}
     return [p for p in measured_points(cards) if p.method in single]
 
 

@@ -70,6 +70,9 @@ def interference(
         "top": _tops(total, counted, common, top),
         "by_kind": {kind: _of_kind([found[n] for n in some]) for kind, some in _kinds(names).items()},
         "subspaces": {kind: _angles(some, studies) for kind, some in chosen.items()},
+        "not_compared": sorted(
+            {n for n, t in base.checkpoint.tensors.items() if t.dtype.is_float and t.size} - set(names)
+        ),
     }
     figures["advice"] = advise(
         base.path,

@@ -13,6 +13,11 @@ def said(figures: Mapping[str, Any]) -> list[str]:
     if not figures.get("compared"):
         return []
     lines = []
+    if left := figures["not_compared"]:
+        lines.append(
+            f"{len(left):,} tensors of the base were not compared, {left[0]!r} among them: not every fine-tune has them as"
+            " floats of that shape"
+        )
     if figures["sign_conflict"] is not None:
         lines.append(
             f"{_percent(figures['sign_conflict'])} of the elements that two or more moved go in opposite directions; such"
