@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         def plain(other: Tensors = other) -> float:
             return _seconds(lambda: _loop(first, other, len(widths) - 2))
 
-        found = in_turn({"nett": (times, ours), "plain loop": (times, plain)}, "CPU s", say)
+        told = in_turn({"nett": (times, ours), "plain loop": (times, plain)}, "CPU s", say)
+        found = {name: replace(series, command=_COMMANDS[name]) for name, series in told.items()}
         figures.append(Figure(f"CPU seconds, {what}", found["nett"], bar=5.0, note="on one thread"))
         figures.append(Figure(f"CPU time, {what}", found["nett"], found["plain loop"], note=_PLAIN))
         one, two = align(first, other, symmetry).objective[-1], _loop(first, other, len(widths) - 2)
@@ -47,6 +49,10 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     return Outcome(figures)
 
 
+_COMMANDS = {
+    "nett": "nett.core.symmetry.matching.align, one thread",
+    "plain loop": "_loop of benchmarks/merge/weight_matching.py, one thread",
+}
 _PLAIN = "the plain loop permutes copies of the tensors and goes over every layer until a whole sweep gains nothing"
 
 

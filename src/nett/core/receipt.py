@@ -23,7 +23,7 @@ PAGE = "nett.html"
 SCHEMA = 1
 HOUSE = "core"  # the "room" of what no room does: nett convert
 VERBS = ("convert",)
-_BLOCK = 1 << 24  # large: after each, hashing beside the work waits its turn with the interpreter
+_BLOCK = 1 << 22  # after each, hashing beside the work waits its turn with the interpreter
 
 
 @runtime_checkable
