@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nett.core.errors import UsageError
 from nett.merge import engine, execution
 from support.cli import nett
 from support.recipes import Model, write_family, write_recipe
@@ -190,3 +191,11 @@ def test_one_document_has_no_steps(models: dict[str, Model]) -> None:
         2, "has one document, so there are no steps to keep"
     )
     assert any("name (line 1) has no effect" in n for n in run()["notes"])
+
+
+def test_an_empty_first_document_is_named(tmp_path: Path) -> None:
+    """As a later one is: by its line, with what to do."""
+    (tmp_path / "e.yml").write_text("---\n---\nmerge_method: linear\n")
+    with pytest.raises(UsageError, match="document 1 is empty") as found:
+        engine.recipe(tmp_path / "e.yml", out=tmp_path / "out")
+    assert f"{tmp_path / 'e.yml'}:" in str(found.value.where) and "---" in str(found.value.hint)

@@ -82,12 +82,11 @@ class _Reader:
                 self.lines = {}
                 data = self._plain(node, (), 0)
                 if not isinstance(data, dict):
-                    nothing = count > 1 and data is None
                     what = "is not a mapping of keys to values (merge_method: …, models: …)"
                     raise UsageError(
-                        f"document {count} is empty" if nothing else what,
-                        where=f"{self.file}:{node.start_mark.line + 1}" if count > 1 else self.file,
-                        hint="Remove the line '---' above it." if nothing else None,
+                        f"document {count} is empty" if data is None else what,
+                        where=f"{self.file}:{node.start_mark.line + 1}",
+                        hint="Remove the line '---' above it." if data is None else None,
                     )
                 yield Document(self.file, text, data, self.lines)
         finally:
