@@ -90,7 +90,7 @@ def write_disk(
         files += [(path, family, kind) for path in write(folder, shape, 2 if kind == "sharded" else 1)]
     say(f"{len(files):,} files, {sum(f.stat().st_size for f, _, _ in files) / 1e9:,.0f} GB nominal")
     layouts = Layouts()
-    items = {i.path: i for i in survey(given_places([root])).items.values() if layouts.look(i)}
+    items = {i.path: i for i in layouts.look(list(survey(given_places([root])).items.values()))}
     depth = Depth.of(i.layout for i in items.values() if i.layout is not None)
     for path, family, kind in files:
         item = items[str(path)]
