@@ -85,11 +85,13 @@ class InputHashes:
 
 
 def input_record(checkpoint: Checkpoint, role: str, hashes: Mapping[Path, str]) -> dict[str, Any]:
-    """How a receipt speaks of one input."""
+    """How a receipt speaks of one input. ``reference``, where it is not the path: what opens it from anywhere."""
+    path = str(checkpoint.path.resolve())
     return {
         "name": checkpoint.name,
         "role": role,
-        "path": str(checkpoint.path.resolve()),
+        "path": path,
+        **({"reference": checkpoint.reference} if checkpoint.reference != path else {}),
         "format": checkpoint.format,
         "bytes": checkpoint.nbytes,
         "files": [{"path": str(f.resolve()), "bytes": f.stat().st_size, "sha256": hashes[f]} for f in checkpoint.files],

@@ -252,5 +252,5 @@ def _receipt(
         tensors=tally.rows,
         notes=notes,
         lora={"rank": rank, "relative_error": tally.error, "exact_to_rounding": tally.exact},
-        **({"recipe": job.recipe} if job.recipe else {}),
+        **({"recipe": job.recipe, "references": dict(job.references)} if job.recipe else {}),
     )  # fmt: skip

@@ -92,6 +92,7 @@ class Job:
     vocabulary: Mapping[str, Any] | None = None  # what became of the tokens (recipes: `tokenizer`)
     giver: Checkpoint | None = None  # of config and tokenizer, where it is not the one below (recipes: base_model)
     edits: tuple[Edit, ...] = ()  # of the files beside the weights, one after the other
+    references: Mapping[str, str] = field(default_factory=dict)  # of a recipe: as it names models -> where they lie
     ground: Checkpoint | None = None  # the base that the user named, whether or not the kernel takes it
 
     @property

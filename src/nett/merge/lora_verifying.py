@@ -55,15 +55,17 @@ def _planned(receipt: Mapping[str, Any], opened: list[Checkpoint]) -> Job:
     if receipt.get("recipe"):
         from nett.merge.recipe import plan_recipe
         from nett.merge.recipe_file import load_recipe
+        from nett.merge.references import places_now
 
+        known = places_now(receipt.get("references", {}))
         with tempfile.NamedTemporaryFile("w", suffix=".yml", encoding="utf-8") as file:
             file.write(receipt["recipe"])
             file.flush()
-            return plan_recipe(load_recipe(Path(file.name)), opened).job
+            return plan_recipe(load_recipe(Path(file.name), known), opened).job
     from nett.merge.engine import plan
 
-    base = next(i["path"] for i in receipt["inputs"] if i["role"] == "base")
-    models = [i["path"] for i in receipt["inputs"] if i["role"] == "model"]
+    base = next(i.get("reference", i["path"]) for i in receipt["inputs"] if i["role"] == "base")
+    models = [i.get("reference", i["path"]) for i in receipt["inputs"] if i["role"] == "model"]
     card = find_card(f"{receipt['room']}/{receipt['method']}")
     return plan(card, models, receipt["parameters"], base=base, dtype=None, opened=opened)
 

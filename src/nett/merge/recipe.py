@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -148,8 +148,15 @@ def plan_recipe(
         giver=giver,
         edits=(*((edit,) if edit is not None else ()), *edits),
         ground=ground,
+        references=_places(recipe, by_key, steps or {}),
     )
     return Planned(recipe, job, resolver, rows)
+
+
+def _places(recipe: Recipe, by_key: Mapping[str, Checkpoint], steps: Container[str]) -> dict[str, str]:
+    """Where the recipe's references lie; of an adapter that names its own base, with that base."""
+    own = {s.reference: c for s in recipe.sources if (c := by_key[s.key]).format == "peft" and "+" not in s.reference}
+    return recipe.places(steps) | {reference: adapter.reference for reference, adapter in own.items()}
 
 
 def _one_base(recipe: Recipe, by_key: Mapping[str, Checkpoint]) -> Checkpoint | None:

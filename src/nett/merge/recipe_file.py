@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,9 +16,10 @@ from nett.merge.recipe_checks import check_contents, check_slice
 from nett.merge.recipe_errors import as_usage_error
 from nett.merge.recipe_parts import Part, Slice, Source, parts_of
 from nett.merge.recipe_schema import recipe_model
-from nett.merge.recipe_tokens import TokenizerRule, tokenizer_rule
+from nett.merge.recipe_tokens import WORDS, TokenizerRule, tokenizer_rule
 from nett.merge.recipe_words import Vocabulary, recipe_card, vocabulary
 from nett.merge.recipe_yaml import Document, Place, read_documents
+from nett.merge.references import place_of
 
 
 @final
@@ -56,6 +57,14 @@ class Recipe:
         bases = [*(one.base for one in self.slices), self.base]
         return _once([*self.models, *(b for b in bases if b is not None)])
 
+    def places(self, steps: Container[str]) -> dict[str, str]:
+        """Where all its references lie, but for those that are ``steps`` of the same file."""
+        named = [s.reference for s in self.sources]
+        if self.tokenizer is not None:
+            models = (rule.model for rule in self.tokenizer.tokens.values())
+            named += [m for m in (self.tokenizer.source, *models) if m is not None and m not in WORDS]
+        return {one: place_of(one, steps) for one in named if one not in steps}
+
     @property
     def tuned(self) -> tuple[Source, ...]:
         """Every model once that the kernel takes beside a base."""
@@ -70,16 +79,19 @@ def _once(sources: Iterable[Source]) -> tuple[Source, ...]:
     return tuple(found.values())
 
 
-def load_recipe(file: Path) -> Recipe:
-    """Read and check a recipe file of one document."""
+def load_recipe(file: Path, known: Mapping[str, str] | None = None) -> Recipe:
+    """Read and check a recipe file of one document; ``known`` as in :func:`check_recipe`."""
     documents = read_documents(file)
     if len(documents) > 1:
         raise UsageError(f"holds {len(documents)} documents, where one is expected", where=file)
-    return check_recipe(documents[0])
+    return check_recipe(documents[0], known)
 
 
-def check_recipe(document: Document) -> Recipe:
-    """Check one document that is a recipe; UsageError with file, line and method at the first thing that is off."""
+def check_recipe(document: Document, known: Mapping[str, str] | None = None) -> Recipe:
+    """Check one document that is a recipe; UsageError with file, line and method at the first thing that is off.
+
+    ``known``: where its references lay when it was run before (a receipt's ``references``).
+    """
     data = {key: value for key, value in document.data.items() if value is not None}
     name = data.get("merge_method")
     if not isinstance(name, str):
@@ -89,7 +101,7 @@ def check_recipe(document: Document) -> Recipe:
     words = vocabulary(card)
     check_contents(document, data, card.key)
     try:
-        checked = recipe_model(card.name).model_validate(data)
+        checked = recipe_model(card.name).model_validate(data, context=known)
     except ValidationError as error:
         raise as_usage_error(error, document, words) from None
     plain = checked.model_dump(by_alias=True, exclude_unset=True, exclude_none=True, warnings=False)

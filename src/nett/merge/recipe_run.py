@@ -16,7 +16,7 @@ from nett.merge.recipe import Planned, plan_recipe
 from nett.merge.recipe_steps import Promised, Step, check_use, load_steps
 
 _TOLD = ("room", "method", "title", "parameters", "inputs", "outputs", "bytes_after", "figures", "checks", "proof",
-         "notes", "vocabulary", "seconds", "peak_memory_bytes")  # fmt: skip
+         "notes", "vocabulary", "references", "seconds", "peak_memory_bytes")  # fmt: skip
 
 
 def run_recipe(
@@ -31,8 +31,11 @@ def run_recipe(
     overwrite: bool = False,
     dry_run: bool = False,
     keep_steps: Path | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a mergekit recipe and write the result to ``out``. Returns the receipt, which holds the recipe's text.
+
+    ``known``: where its references lie, if not where they say (a receipt's ``references``).
 
     A file of several documents is planned as a whole first; then its steps are taken in order, into ``keep_steps`` or
     a hidden folder beside ``out`` that is removed at the end; the receipt records each. Raises UsageError naming file,
@@ -41,7 +44,7 @@ def run_recipe(
     """
     from nett.merge.execution import execute
 
-    steps = load_steps(file)
+    steps = load_steps(file, known)
     cut = {"unsafe_truncate_embeddings": True} if unsafe_truncate_embeddings else {}
     options = {"shard_size": shard_size} | cut
     if len(steps) == 1:
@@ -181,6 +184,7 @@ def with_steps(receipt: dict[str, Any], done: Mapping[str, Mapping[str, Any]]) -
     for given in [*own, *earlier]:
         known.setdefault(given["path"], given)
     receipt["inputs"] = list(known.values())
+    receipt["references"] = {k: v for one in (*done.values(), receipt) for k, v in one["references"].items()}
     receipt["bytes_before"] = sum(i["bytes"] for i in known.values())
     receipt["seconds"] = round(receipt["seconds"] + sum(one["seconds"] for one in done.values()), 3)
     for edge in receipt["edges"]:

@@ -62,6 +62,13 @@ def model_reference(value: Any) -> str:
     return path_of(value)
 
 
+def model_place(value: Any, info: Any) -> str:
+    """:func:`model_reference`, or the place where that lay if the validation's context (a pydantic ValidationInfo)
+    knows it."""
+    reference = model_reference(value)
+    return str((info.context or {}).get(reference, reference))
+
+
 _PATH = {
     "anyOf": [
         {"type": "string", "minLength": 1},
@@ -90,7 +97,7 @@ REFERENCE = {
         },
     ],
 }
-Reference = Annotated[str, BeforeValidator(model_reference), WithJsonSchema(REFERENCE)]
+Reference = Annotated[str, BeforeValidator(model_place), WithJsonSchema(REFERENCE)]
 LayerRange = Annotated[
     list[Annotated[int, Field(strict=True)]],
     Field(min_length=2, max_length=2, description="[FROM, TO): layers by number, TO is one past the last."),

@@ -60,10 +60,11 @@ class Promised(Checkpoint):
         return json.loads(self._files["config.json"]) if "config.json" in self._files else None
 
 
-def load_steps(file: Path) -> tuple[Step, ...]:
+def load_steps(file: Path, known: Mapping[str, str] | None = None) -> tuple[Step, ...]:
     """Read and check a file: its steps in an order in which they can be taken, the result last. UsageError for names
-    that stand twice, for none or several results, for steps that need each other and for steps that nothing needs."""
-    recipes = [check_recipe(document) for document in read_documents(file)]
+    that stand twice, for none or several results, for steps that need each other and for steps that nothing needs.
+    ``known`` as in :func:`check_recipe`."""
+    recipes = [check_recipe(document, known) for document in read_documents(file)]
     if len(recipes) == 1:
         (only,) = recipes
         if only.name is not None:

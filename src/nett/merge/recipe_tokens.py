@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from nett.core.errors import UsageError, did_you_mean
-from nett.merge.recipe_schema import REFERENCE, model_reference, wrong
+from nett.merge.recipe_schema import REFERENCE, model_place, wrong
 from nett.merge.recipe_yaml import Document, Place
 
 WORDS = ("union", "base")
@@ -75,10 +75,10 @@ def _near(word: str, known: Iterable[str]) -> str:
 _KINDS = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
 
 
-def _token_source(value: Any) -> dict[str, Any]:
+def _token_source(value: Any, info: Any) -> dict[str, Any]:
     """A token's source as the fields of :class:`TokenRule`."""
     if not isinstance(value, dict) or "kind" not in value:
-        return {"kind": "model", "model": model_reference(value)}
+        return {"kind": "model", "model": model_place(value, info)}
     kind = value["kind"]
     if not isinstance(kind, str) or kind not in _KINDS:
         raise wrong(f"kind = {kind!r} is not one of zero, model_token.{_near(str(kind), _KINDS)}")
@@ -99,7 +99,7 @@ def _token_source(value: Any) -> dict[str, Any]:
         raise wrong(f"token_id = {number!r} is not the number of a token, 0 or more")
     if token is not None and not isinstance(token, str):
         raise wrong(f"token = {token!r} is not a text; put it in quotes")
-    return {"kind": kind, "model": model_reference(value["model"]), "token": token, "token_id": number}
+    return {"kind": kind, "model": model_place(value["model"], info), "token": token, "token_id": number}
 
 
 def _one_of_two(key: str, kind: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +144,13 @@ class RecipeToken(BaseModel):
     force: Annotated[bool, BeforeValidator(_truth)] = Field(False, description="Also in models that have the token.")
 
 
-def _tokenizer_source(value: Any) -> str:
-    if isinstance(value, str) and value not in WORDS and (near := _near(value, WORDS)) and not os.path.exists(value):
+def _tokenizer_source(value: Any, info: Any) -> str:
+    if value in WORDS:
+        return str(value)
+    place = model_place(value, info)
+    if isinstance(value, str) and (near := _near(value, WORDS)) and not os.path.exists(place):
         raise wrong(f"{value!r} is neither union nor base, nor a path that exists.{near}")
-    return model_reference(value)
+    return place
 
 
 TokenizerSource = Annotated[

@@ -50,7 +50,7 @@ def merge_receipt(
         tensors=tensors,
         notes=[*job.notes, *_still_needed(job), *beyond_measured(job.card, sum(o["bytes"] for o in outputs))],
         **({"bytes_before": sum(i["bytes"] for i in inputs if i["role"] == "model")} if job.card.restore else {}),
-        **({"recipe": job.recipe} if job.recipe else {}),
+        **({"recipe": job.recipe, "references": dict(job.references)} if job.recipe else {}),
         **({"vocabulary": dict(job.vocabulary)} if job.vocabulary else {}),
     )
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from nett.core.caches import hub_cache
+from nett.core.checkpoint.opening import split_reference
+from nett.core.errors import Refused
+from nett.core.receipt import locate
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _MAIN = "main"
@@ -26,10 +30,46 @@ def opens_as(reference: str) -> str:
     return "+".join(place if place != os.path.abspath(part) else part for part, place in places)
 
 
+def place_of(reference: str, steps: Container[str]) -> str:
+    """Where a reference lies, for a receipt, which is read in other folders; what is a step of the same file stays."""
+    first, plus, adapter = reference.partition("+")
+    if first in steps:
+        return f"{first}{plus}{located(adapter)}" if plus else first
+    return located(reference)
+
+
+def places_now(known: Mapping[str, str]) -> dict[str, str]:
+    """Of recorded places (reference -> :func:`place_of`) those that still hold something.
+
+    What moved away is left out if the reference leads to something from the working folder, as when all of a project
+    was moved. Refused where it does not either.
+    """
+    there = {}
+    for reference, place in known.items():
+        of_step = not os.path.isabs(place)
+        if _is_there(place, of_step):
+            there[reference] = place
+        elif not _is_there(reference, of_step):
+            raise Refused(
+                f"{reference!r} of the recipe lay at {place}, which is not there any more",
+                hint="Put it back, or verify in a folder from which the recipe's paths lead to its models.",
+            )
+    return there
+
+
+def _is_there(reference: str, of_step: bool) -> bool:
+    if of_step:
+        reference = reference.partition("+")[2]
+    return os.path.exists(reference) or split_reference(reference) is not None or bool(locate(Path(reference))[1])
+
+
 def called(reference: str) -> str | None:
     """How a model from the cache is called: ``name`` of ``org/name@revision``; None for plain paths."""
     first = reference if os.path.exists(reference) else reference.split("+")[0]
-    if _place(first) == os.path.abspath(first):
+    path = Path(first)
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        first = path.parents[1].name
+    elif _place(first) == os.path.abspath(first):
         return None
     name = first.partition("@")[0].rpartition("/")[2]
     return name.rpartition("--")[2] or None

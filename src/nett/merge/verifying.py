@@ -104,6 +104,8 @@ def _there(model: Mapping[str, Any], base: Path | None) -> bool:
 def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
     """Do the work again beside the output and compare the hashes of all weights."""
     from nett.merge import engine
+    from nett.merge.recipe_run import run_recipe
+    from nett.merge.references import places_now
 
     if receipt.get("restored_task"):
         return {
@@ -120,11 +122,12 @@ def _rerun(folder: Path, receipt: Mapping[str, Any]) -> Check:
         if receipt.get("recipe"):
             file = scratch / "recipe.yml"
             file.write_text(receipt["recipe"], encoding="utf-8")
-            made = engine.recipe(file, out=out, speak=False, **options)
+            made = run_recipe(file, out=out, speak=False, known=places_now(receipt.get("references", {})), **options)
         else:
             card = find_card(f"{receipt['room']}/{receipt['method']}")
-            base = next((Path(i["path"]) for i in receipt["inputs"] if i["role"] == "base"), None)
-            models = [i["path"] for i in receipt["inputs"] if i["role"] == "model"]
+            opened_by = [(i["role"], i.get("reference", i["path"])) for i in receipt["inputs"]]
+            base = next((Path(reference) for role, reference in opened_by if role == "base"), None)
+            models = [reference for role, reference in opened_by if role == "model"]
             if "state" in receipt:  # gone on from a state that this run replaced: all its models again, in one go
                 models = [m["path"] for m in receipt["state"]["models"]]
                 gone = [m for m in receipt["state"]["models"] if not _there(m, base)]

@@ -94,7 +94,7 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def reference(self) -> str:
-        return f"{self.base.reference}+{self.path.resolve()}"
+        return f"{self.base.reference}+{os.path.abspath(self.path)}"
 
     @property
     def folder(self) -> Path:

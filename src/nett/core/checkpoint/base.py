@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ class Checkpoint(ABC):
 
     @property
     def reference(self) -> str:
-        """What opens it again from anywhere."""
-        return str(self.path.resolve())
+        """What opens it again from anywhere. Links stay: what they lead to may have no ending that tells its format."""
+        return os.path.abspath(self.path)
 
     @property
     def folder(self) -> Path:
