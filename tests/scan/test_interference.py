@@ -183,9 +183,38 @@ def test_what_is_not_compared_is_said() -> None:
 
 def test_nothing_to_compare(crowd: Any) -> None:
     base, ones, _ = crowd
-    for given in ([], [base], [base, ones[0]], [base, {"x": np.zeros(3, np.float32)}, ones[0]]):
-        assert dict(interference(given).figures) == {"compared": 0}
-    assert said({"compared": 0}) == []
+    for given, why in (
+        ([], "no fine-tune was given"),
+        ([base], "no fine-tune was given"),
+        ([base, ones[0]], "only one fine-tune was given"),
+        (
+            [base, {"x": np.zeros(3, np.float32)}, ones[0]],
+            "no tensor of 0 is in all of 1, 2 as floats of the same shape",
+        ),
+    ):
+        figures = dict(interference(given).figures)
+        assert figures["compared"] == 0 and why in figures["why"] and said(figures) == [figures["why"]]
+
+
+def test_equal_models_are_told(crowd: Any) -> None:
+    base, (one, other, _), _ = crowd
+    same, nearly = dict(one), {n: a.copy() for n, a in one.items()}
+    name = next(n for n in base if (one[n] != base[n]).any())
+    place = tuple(np.argwhere(one[name] != base[name])[0])
+    nearly[name][place] = np.nextafter(one[name][place], np.float32(9))
+
+    def advised(*models: Model) -> str:
+        figures = figures_of(base, *models)
+        assert figures["advice"]["method"] is None and said(figures)[-1].endswith(figures["advice"]["reason"])
+        return str(figures["advice"]["reason"])
+
+    assert advised(base, base) == "all 2 equal the base, and so would any merge of them"
+    assert said(figures_of(base, base, base))[0].startswith("no merge is suggested")
+    assert advised(one, base) == "2 equals the base, so there is nothing in it to merge: leave it out"
+    assert "2, 3 equal the base, so there is nothing in them" in advised(one, base, base)
+    assert advised(one, other, same).startswith("1 and 3 make the same changes: a merge would count them twice")
+    assert "as do 2 more pairs" in advised(one, same, same)
+    assert "the same changes" not in advised(one, nearly)
 
 
 def point(method: str, asset: str, quality: float, spread: float = 0.1) -> Point:
@@ -216,7 +245,7 @@ def test_what_is_suggested_and_why(measured: Any) -> None:
     assert "1,000 bytes" not in found["reason"] and "1,000 bytes" in advise(nbytes=5000)["reason"]
     for nothing, reason in (
         (advise(cosine=0.6), "a mean cosine of 0.000 to 0.100; these have 0.600"),
-        (advise(cosine=None), "does not differ from the base"),
+        (advise(cosine=None), "too small"),
         (advise(far=("x",)), "x: too far from b"),
     ):
         assert nothing["method"] is None and nothing["command"] is None and reason in nothing["reason"]

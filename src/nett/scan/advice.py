@@ -17,7 +17,15 @@ _SLACK = 0.02  # of a cosine: beyond the measured range by more is another case
 
 
 def advise(
-    base: str, tuned: Sequence[str], *, cosine: float | None, moved_by_two: float, far: Sequence[str], nbytes: int
+    base: str,
+    tuned: Sequence[str],
+    *,
+    cosine: float | None,
+    moved_by_two: float,
+    far: Sequence[str],
+    nbytes: int,
+    still: Sequence[str] = (),
+    twins: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """``{method, reason, command}``; method and command are None where no measurement speaks for one.
 
@@ -26,13 +34,23 @@ def advise(
         moved_by_two: elements that two or more of the fine-tunes moved.
         far: fine-tunes that moved too far from the base to count as such.
         nbytes: size of what a merge would write.
+        still: fine-tunes that change nothing of the base.
+        twins: pairs of fine-tunes that make the same changes.
     """
     if far:
         return _none(
             f"{', '.join(far)}: too far from {base} to be a fine-tune of it, and merges of such are not measured"
         )
+    if still and len(still) == len(tuned):
+        return _none(f"all {len(tuned)} equal the base, and so would any merge of them")
+    if still:
+        return _none(f"{_listed(still)} the base, so there is nothing in {_it(still)} to merge: leave {_it(still)} out")
+    if twins:
+        one, other = twins[0]
+        more = f", as do {len(twins) - 1} more pairs" if len(twins) > 1 else ""
+        return _none(f"{one} and {other} make the same changes{more}: a merge would count them twice, so leave one out")
     if cosine is None:
-        return _none("at least one of them does not differ from the base")
+        return _none("one of their changes is too small for its direction to be told")
     if moved_by_two == 0:
         reason = "no element is moved by two of them, so that their sum changes none of what each has learnt"
         return _some("merge/task_arithmetic", reason, base, tuned, " --scale 1")
@@ -59,6 +77,14 @@ def advise(
         options = f" --scale {median(scales):.2g}"
         reason += f"; the scale is the median of those tuned there ({min(scales):.2g} to {max(scales):.2g}): tune yours"
     return _some(method, reason, base, tuned, options)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    return f"{', '.join(paths)} {'equals' if len(paths) == 1 else 'equal'}"
+
+
+def _it(paths: Sequence[str]) -> str:
+    return "it" if len(paths) == 1 else "them"
 
 
 def _none(reason: str) -> dict[str, Any]:

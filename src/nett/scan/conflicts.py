@@ -17,7 +17,9 @@ BINS = 1 << 15  # the upper half of a positive float32's bits: a bin is at most 
 
 
 @jit
-def _look(deltas: Array, bits: Array, sums: Array, dots: Array, both: Array, opposed: Array, bins: Array) -> None:
+def _look(
+    deltas: Array, bits: Array, sums: Array, dots: Array, both: Array, opposed: Array, unlike: Array, bins: Array
+) -> None:
     tasks = deltas.shape[0]
     for i in range(deltas.shape[1]):
         finite = True
@@ -61,6 +63,7 @@ def _look(deltas: Array, bits: Array, sums: Array, dots: Array, both: Array, opp
                     dots[s, t] += a * b
                     both[s, t] += 1
                     opposed[s, t] += (a > 0) != (b > 0)
+                    unlike[s, t] += a != b
 
 
 @jit
@@ -82,7 +85,7 @@ def _top(deltas: Array, bits: Array, edges: Array, common: Array) -> None:
 class Conflicts:
     """Sums over elements. ``sums``: moved by two or more; of those with opposing signs; mass (sum of |change|) of all;
     mass on elements with opposing signs; sum of |sum of changes|; elements that are not finite. ``dots``, ``both``,
-    ``opposed``: of pairs, above the diagonal. ``bins``: of each task's |change|."""
+    ``opposed``, ``unlike``: of pairs, above the diagonal: moved by both, in opposite directions, by unequal numbers. ``bins``: of each task's |change|."""
 
     size: int
     base: float  # squared norm of the base
@@ -90,6 +93,7 @@ class Conflicts:
     dots: Array
     both: Array
     opposed: Array
+    unlike: Array
     bins: Array
 
     def __add__(self, other: Conflicts) -> Conflicts:
@@ -100,6 +104,7 @@ class Conflicts:
             self.dots + other.dots,
             self.both + other.both,
             self.opposed + other.opposed,
+            self.unlike + other.unlike,
             self.bins + other.bins,
         )
 
@@ -136,6 +141,20 @@ class Conflicts:
         tasks = range(len(both))
         return [[float(opposed[s, t] / both[s, t]) if both[s, t] else None for t in tasks] for s in tasks]
 
+    def still(self) -> list[int]:
+        """The tasks that change nothing."""
+        return [t for t, bins in enumerate(self.bins) if not bins.any()]
+
+    def twins(self) -> list[tuple[int, int]]:
+        """Pairs of tasks that make the same changes, element by element."""
+        moved = self.bins.sum(axis=1)
+        return [
+            (s, t)
+            for s in range(len(moved))
+            for t in range(s + 1, len(moved))
+            if moved[s] and moved[s] == moved[t] == self.both[s, t] and not self.unlike[s, t]
+        ]
+
     def edges(self, share: float) -> tuple[Array, Array]:
         """For each task the lowest bin of its largest entries, at least ``share`` of all elements where so many moved;
         and how many entries that are: whole bins, so a few more."""
@@ -163,9 +182,10 @@ class Conflict(Fold):
             np.zeros(square),
             np.zeros(square, np.int64),
             np.zeros(square, np.int64),
+            np.zeros(square, np.int64),
             np.zeros((n, BINS), np.int64),
         )
-        _look(deltas, deltas.view(np.uint32), seen.sums, seen.dots, seen.both, seen.opposed, seen.bins)
+        _look(deltas, deltas.view(np.uint32), seen.sums, seen.dots, seen.both, seen.opposed, seen.unlike, seen.bins)
         return seen
 
     def join(self, before: Any, unit: Any) -> Any:

@@ -53,7 +53,7 @@ def interference(
     names = _common(base, tuned) if base is not None and len(tuned) > 1 else []
     if base is None or not names:
         yield []
-        return Findings(figures={"compared": 0})
+        return Findings(figures={"compared": 0, "why": _why_not(base, tuned)})
     kinds = {n: [a.checkpoint.tensors[n].dtype for a in (base, *tuned)] for n in names}
     sources = {n: tuple(a.source(n) for a in (base, *tuned)) for n in names}
     looks = {n: Pass(sources[n], Conflict(kinds[n])) for n in names}
@@ -79,12 +79,22 @@ def interference(
         [a.path for a in tuned],
         cosine=figures["mean_cosine"],
         moved_by_two=float(total.sums[0]),
+        still=[tuned[t].path for t in total.still()],
+        twins=[(tuned[s].path, tuned[t].path) for s, t in total.twins()],
         far=[a.path for a, row in zip(tuned, figures["rows"], strict=True) if row["norm_ratio"] > FAR],
         nbytes=base.checkpoint.nbytes,
     )
     for asset, row in zip(tuned, figures.pop("rows"), strict=True):
         figures[asset.path] = row
     return Findings(figures=figures)
+
+
+def _why_not(base: Asset | None, tuned: Sequence[Asset]) -> str:
+    if base is None or len(tuned) < 2:
+        there = "no fine-tune was given" if not tuned else "only one fine-tune was given"
+        return f"nothing was compared: {there}, and interference is between two or more of one base, which comes first"
+    others = ", ".join(a.path for a in tuned)
+    return f"nothing was compared: no tensor of {base.path} is in all of {others} as floats of the same shape"
 
 
 def _common(base: Asset, tuned: Sequence[Asset]) -> list[str]:

@@ -9,9 +9,9 @@ from nett.core.report import Page
 
 
 def said(figures: Mapping[str, Any]) -> list[str]:
-    """What the text output tells, a sentence a line; nothing where nothing was compared."""
+    """What the text output tells, a sentence a line; where nothing was compared, why."""
     if not figures.get("compared"):
-        return []
+        return [figures["why"]] if "why" in figures else []
     lines = []
     if left := figures["not_compared"]:
         lines.append(
@@ -24,7 +24,7 @@ def said(figures: Mapping[str, Any]) -> list[str]:
             f" elements hold {_percent(figures['conflict_mass'])} of all change, and a plain sum cancels"
             f" {_percent(figures['cancelled'])} of it"
         )
-    else:
+    elif any(row["moved"] for row in _rows(figures).values()):
         lines.append("no element was moved by two of them")
     if figures["mean_cosine"] is not None:
         lines.append(f"mean cosine of two task vectors {figures['mean_cosine']:.3f}")
@@ -51,16 +51,16 @@ def said(figures: Mapping[str, Any]) -> list[str]:
 
 def show(page: Page, figures: Mapping[str, Any]) -> None:
     """The section of a scan's page."""
-    lines = said(figures)
-    if not lines:
+    if not figures.get("compared"):
         return
+    lines = said(figures)
     page.heading("How they would get in each other's way in a merge")
     for line in lines:
         if line.startswith("  "):
             page.code(line.strip())
         else:
             page.text(line[0].upper() + line[1:] + ".")
-    paths = [path for path, row in figures.items() if isinstance(row, Mapping) and "norm_ratio" in row]
+    paths = list(_rows(figures))
     page.heat(paths, paths, figures["cosines"], title="Cosine of the task vectors")
     page.heat(
         paths,
@@ -86,6 +86,11 @@ def show(page: Page, figures: Mapping[str, Any]) -> None:
         title="Leading directions in common",
         note="mean squared cosine of the principal angles, over the matrices looked at; 1 for the same subspace",
     )
+
+
+def _rows(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The figures of each fine-tune, by its path."""
+    return {path: row for path, row in figures.items() if isinstance(row, Mapping) and "norm_ratio" in row}
 
 
 def _above(matrix: Sequence[Sequence[Any]]) -> list[float]:

@@ -122,7 +122,8 @@ def _show(found: Scan) -> None:
         click.echo(f"\n{probe.replace('_', ' ')}")
         click.echo("\n".join(columns(heads, [[figure(v) for v in line] for line in lines], right=heads[1:])))
     for run in found.probes:
-        if run.name == "interference":
+        asked = len(found.probes) == 1 or len(found.assets) > 2  # else nobody expects to hear of several fine-tunes
+        if run.name == "interference" and (asked or run.findings.figures["compared"]):
             click.echo("\n".join(interference_page.said(run.findings.figures)))
 
 
