@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -323,3 +324,10 @@ def test_tied_and_untied_output_layers_do_not_go_together(tmp_path, order):
     answer = command("merge", "weight_matching", *words, "--out", str(tmp_path / "out"), "--no-speak")
     answer.failed(3)
     assert "tied: has no tensor 'lm_head.weight', which" in answer.err and not (tmp_path / "out").exists()
+    hint = shlex.split(answer.err[answer.err.index("nett merge linear") :])[1:]  # what it says helps
+    command(*(str(tmp_path / "own") if word == "OUT" else word for word in hint), "--no-speak").succeeded()
+    own, was = read_tensors(tmp_path / "own"), read_tensors(tmp_path / "tied")
+    assert np.array_equal(own["lm_head.weight"], own["model.embed_tokens.weight"])
+    assert all(np.array_equal(own[name], array) for name, array in was.items())
+    models = [str(tmp_path / name.replace("tied", "own")) for name in order]
+    command("merge", "weight_matching", *models, "--out", str(tmp_path / "out"), "--no-speak").succeeded()

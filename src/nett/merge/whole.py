@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,8 @@ def _alike(card: Card, models: Sequence[Checkpoint]) -> None:
             raise Refused(
                 f"has no tensor {name!r}, which {holder.path} stores",
                 where=other.path,
-                hint="Bring both to one form first: nett convert, or save them with the same version of transformers.",
+                hint="Give it one of its own, equal to its embeddings, and merge that: "
+                f"nett merge linear {shlex.quote(str(other.path))} {shlex.quote(str(holder.path))} --weight 1,0 --out OUT",
             )
 
 
