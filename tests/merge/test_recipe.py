@@ -370,6 +370,44 @@ def test_published_schema_takes_what_runs(models: dict[str, Model]) -> None:
         assert nett("merge", "bad.yml", "--out", "o2").code == 2
 
 
+MEAN = (
+    "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 3}}\n  - {model: b, parameters: {weight: 1}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("x-own: &three {weight: 3}\nmerge_method: linear\nmodels:\n  - {model: a, parameters: *three}\n"
+         "  - {model: b, parameters: {<<: *three, weight: 1}}\n", []),
+        ("common_models:\n  - &m a\n  - &n b\nmerge_method: linear\nmodels:\n  - {model: *m, parameters: {weight: 3}}\n"
+         "  - {model: *n, parameters: {weight: 1}}\n", []),
+        (MEAN + "x-said: by whom\n", ["x-said (line 5) has no effect: no alias stands for any of it"]),
+    ],
+)  # fmt: skip
+def test_keys_that_hold_what_aliases_stand_for(text: str, notes: list[str], models: dict[str, Model]) -> None:
+    """As mergekit 0.1.5, which passes over every key that it does not know; nett takes these only."""
+    found = run(text)
+    assert all(np.allclose(v, (3 * models["a"][n] + models["b"][n]) / 4, atol=1e-6) for n, v in found.items())
+    assert json.loads(Path("out/nett.json").read_text())["notes"] == notes
+
+
+@pytest.mark.parametrize(
+    ("head", "models_parameters", "said"),
+    [
+        ("parametres: &p {weight: 1}\n", "*p", "unknown key 'parametres'. Did you mean 'parameters'?"),
+        ("shared: &p {weight: 1}\n", "{weight: 1}", "unknown key 'shared'"),
+        ("shared: &p {wieght: 1}\n", "*p", "unknown parameter 'wieght'"),
+        ("x-a: &p {weight: !!python/name:os.system 1}\n", "*p", "plain data"),
+        ("x-a: &p [*p, *p]\n", "{weight: 1}", "its aliases stand for too much"),
+    ],
+)
+def test_what_such_keys_may_not_hold(head: str, models_parameters: str, said: str, models: dict[str, Model]) -> None:
+    text = f"{head}merge_method: linear\nmodels:\n  - {{model: a, parameters: {models_parameters}}}\n"
+    write_recipe(Path("recipe.yml"), text)
+    nett("merge", "recipe.yml", "--out", "out", "--no-speak").failed(2, "recipe.yml:", said)
+
+
 def test_anchors_and_merge_keys(models: dict[str, Model]) -> None:
     text = (
         "merge_method: linear\nparameters: &all {weight: 1}\nmodels:\n"

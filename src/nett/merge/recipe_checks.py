@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nett.core.errors import UsageError, did_you_mean
@@ -12,7 +13,18 @@ if TYPE_CHECKING:
     from nett.merge.recipe_file import Recipe
     from nett.merge.recipe_parts import Slice, Source
 
+TOP = (
+    "name", "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer", "chat_template", "parameters",
+)  # fmt: skip
 CONTENTS = ("models", "slices", "modules")
+
+
+def is_kept(key: str, holders: Collection[str]) -> bool:
+    """Whether a key at the top is only there to keep what aliases stand for, which mergekit takes under any name: one
+    that begins with ``x-``, or that holds what stands elsewhere and is no known key misspelt."""
+    near = difflib.get_close_matches(key, TOP, n=1, cutoff=0.8)
+    return key.startswith("x-") or (key in holders and not near)
 
 
 def check_contents(document: Document, data: Mapping[str, Any], key: str) -> None:

@@ -9,15 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from nett.core.errors import UsageError, did_you_mean
+from nett.merge.recipe_checks import TOP
 from nett.merge.recipe_schema import DTYPES, OWN
 from nett.merge.recipe_tokens import RecipeToken, RecipeTokenizer
 from nett.merge.recipe_words import Vocabulary, written
 from nett.merge.recipe_yaml import Document, Place
 
-TOP = (
-    "name", "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "parameters",
-)  # fmt: skip
 _INSIDE = {  # the keys of what stands in a list or mapping of this name
     "models": ("model", "parameters"),
     "sources": ("model", "layer_range", "parameters"),

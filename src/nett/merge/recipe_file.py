@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from nett.core.dtypes import Dtype, dtype_named
 from nett.core.errors import UsageError
 from nett.merge.recipe_chat import check_template
-from nett.merge.recipe_checks import check_contents, check_slice
+from nett.merge.recipe_checks import check_contents, check_slice, is_kept
 from nett.merge.recipe_errors import as_usage_error
 from nett.merge.recipe_parts import Part, Slice, Source, parts_of
 from nett.merge.recipe_schema import recipe_model
@@ -92,7 +92,8 @@ def check_recipe(document: Document, known: Mapping[str, str] | None = None) -> 
 
     ``known``: where its references lay when it was run before (a receipt's ``references``).
     """
-    data = {key: value for key, value in document.data.items() if value is not None}
+    kept = [key for key in document.data if is_kept(key, document.holders)]
+    data = {key: value for key, value in document.data.items() if value is not None and key not in kept}
     name = data.get("merge_method")
     if not isinstance(name, str):
         what = "merge_method is missing" if name is None else f"merge_method = {name!r} is not the name of a method"
@@ -113,7 +114,7 @@ def check_recipe(document: Document, known: Mapping[str, str] | None = None) -> 
         parts_of(plain, base, words.has_base),
         dtype_named(plain["dtype"]) if plain.get("dtype") else None,
         dtype_named(plain["out_dtype"]) if plain.get("out_dtype") else None,
-        tuple(_without_effect(document, plain)),
+        tuple(_without_effect(document, plain, [key for key in kept if key not in document.holders])),
         plain.get("chat_template"),
         tokenizer_rule(plain, document, card.key),
         plain.get("name"),
@@ -124,8 +125,10 @@ def check_recipe(document: Document, known: Mapping[str, str] | None = None) -> 
     return recipe
 
 
-def _without_effect(document: Document, plain: Mapping[str, Any]) -> Iterator[str]:
+def _without_effect(document: Document, plain: Mapping[str, Any], unused: Sequence[str]) -> Iterator[str]:
     """What mergekit takes and does nothing with."""
+    for key in unused:
+        yield f"{key} (line {document.line((key,))}) has no effect: no alias stands for any of it"
     inside = [(("modules", n), m) for n, m in plain.get("modules", {}).items()]
     for place, content in [((), plain), *inside]:
         for i, entry in enumerate(content.get("slices", [])):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from functools import cache, reduce
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union
 
 from annotated_types import MinLen
@@ -237,13 +239,14 @@ def recipe_model(name: str) -> type[BaseModel]:
         "tokenizer": (RecipeTokenizer | None, None),
         "parameters": shared,
     }
-    config = _one_of(("models", "slices", "modules")) | ConfigDict(title=f"{card.title} recipe")
+    holders = {"patternProperties": {"^x-": {"description": "What aliases stand for."}}}
+    config = _one_of(("models", "slices", "modules"), holders) | ConfigDict(title=f"{card.title} recipe")
     return create_model(f"{_title(words)}Recipe", __config__=config, __doc__=card.summary, **fields)
 
 
-def _one_of(keys: tuple[str, ...]) -> ConfigDict:
+def _one_of(keys: tuple[str, ...], more: Mapping[str, Any] = MappingProxyType({})) -> ConfigDict:
     """Nothing but what is named, and exactly one of ``keys`` (checked by hand, published in the schema)."""
-    return ConfigDict(extra="forbid", json_schema_extra={"oneOf": [{"required": [k]} for k in keys]})
+    return ConfigDict(extra="forbid", json_schema_extra={"oneOf": [{"required": [k]} for k in keys], **more})
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ _PLAIN = {f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bo
 @final
 @dataclass(frozen=True)
 class Document:
-    """One YAML document, and the line (from 1) of its file on which each part of it stands; ``text``: of the file."""
+    """One YAML document, and the line (from 1) of its file on which each part of it stands; ``text``: of the file.
+    ``holders``: keys at its top in which something is defined (``&name``) that stands elsewhere (``*name``)."""
 
     file: Path
     text: str
     data: Mapping[str, Any]
     lines: Mapping[Place, int]
+    holders: frozenset[str] = frozenset()
 
     def line(self, place: Place) -> int:
         """The line of ``place``, or of the nearest part around it that the file has."""
@@ -80,6 +83,7 @@ class _Reader:
                 node: Any = self._loader.get_node()
                 count += 1
                 self.lines = {}
+                holders = _holders(node)
                 data = self._plain(node, (), 0)
                 if not isinstance(data, dict):
                     what = "is not a mapping of keys to values (merge_method: …, models: …)"
@@ -88,7 +92,7 @@ class _Reader:
                         where=f"{self.file}:{node.start_mark.line + 1}",
                         hint="Remove the line '---' above it." if data is None else None,
                     )
-                yield Document(self.file, text, data, self.lines)
+                yield Document(self.file, text, data, self.lines, holders)
         finally:
             self._loader.dispose()
 
@@ -137,3 +141,36 @@ class _Reader:
             self.lines[(*place, name)] = key.start_mark.line + 1
             found[name] = self._plain(value, (*place, name), depth + 1)
         return found
+
+
+def _holders(node: yaml.Node) -> frozenset[str]:
+    """The keys of a mapping, as it was composed, that hold the definition of a part that another key's value has too."""
+    if not isinstance(node, yaml.MappingNode):
+        return frozenset()
+    inside = {key.value: _parts(value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+    uses = Counter(part for parts in inside.values() for part in parts)
+    return frozenset(
+        key.value
+        for key, value in node.value
+        if key.value in inside
+        and any(
+            uses[part] > 1 and key.start_mark.index < at <= value.end_mark.index
+            for part, at in inside[key.value].items()
+        )
+    )
+
+
+def _parts(node: yaml.Node) -> dict[int, int]:
+    """Every node in and under this one: its identity, which aliases share -> where in the text it is defined."""
+    found: dict[int, int] = {}
+    left = [node]
+    while left:
+        one = left.pop()
+        if id(one) in found:
+            continue
+        found[id(one)] = one.start_mark.index
+        if isinstance(one, yaml.MappingNode):
+            left += [part for pair in one.value for part in pair]
+        elif isinstance(one, yaml.SequenceNode):
+            left += one.value
+    return found
