@@ -73,7 +73,7 @@ def method_command(card: Card) -> click.Command:
                 mine |= {name: value for name, value in _DRY.items() if card.parameter(name) is not None}
             resolved = card.resolve(mine)
             resolved |= {p.name: _typed(p, resolved[p.name], card.key) for p in card.parameters}
-            _print(card.load()(list(assets), **resolved), as_json=bool(resolved.get("json")))
+            _print(card.load()(list(assets), **resolved), as_json=resolved.get("json") is True)
             return
         engine = importlib.import_module(f"nett.{card.room}.engine")
         common = given(options, values, card.key)

@@ -1,0 +1,105 @@
+"""Which tables a lake holds: a file each, or a folder that is one table (hive partitions, the parts of one output)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import final
+
+from nett.core.progress import report
+from nett.lake.formats import Unreadable, endings, module_of
+from nett.lake.place import HIDDEN, Place
+from nett.lake.table import File, Table
+
+PARTITION = re.compile(r"[^=/]+=[^/]*")
+PART = re.compile(r"part-\d+")  # as Hadoop and Spark name the files of one table
+
+
+@final
+@dataclass(frozen=True)
+class Warning:
+    """What could not be read, by a stable word and for people."""
+
+    table: str
+    what: str  # unreadable, ragged, no-columns, …
+    why: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"table": self.table, "warning": self.what, "why": self.why}
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """Files that make one table, by its name and format."""
+
+    name: str
+    format: str
+    files: tuple[File, ...]
+
+
+def candidates(place: Place) -> list[Candidate]:
+    """Every table of a lake by its files, in the order of their names."""
+    known = sorted(endings().items(), key=lambda item: -len(item[0]))
+    grouped: dict[tuple[str, str], list[File]] = {}
+    for name, file in place.files():
+        if os.path.basename(name).startswith(HIDDEN):
+            continue
+        lower = name.lower()
+        format = next((f for ending, f in known if lower.endswith(ending)), None)
+        if format is not None:
+            grouped.setdefault((table_name(name), format), []).append(file)
+    both: dict[str, int] = {}
+    for name, _ in grouped:
+        both[name] = both.get(name, 0) + 1
+    return [
+        Candidate(name if both[name] == 1 else f"{name}:{format}", format, tuple(files))
+        for (name, format), files in grouped.items()
+    ]
+
+
+def table_name(name: str) -> str:
+    """The table that a file belongs to: the folder above its partitions, or above parts of one output, or itself."""
+    folders = name.split("/")
+    for i, folder in enumerate(folders[:-1]):
+        if i and PARTITION.fullmatch(folder):
+            return "/".join(folders[:i])
+    if len(folders) > 1 and PART.match(folders[-1]):
+        return "/".join(folders[:-1])
+    return name
+
+
+def find_tables(
+    place: Place, *, threads: int = 2, known: Callable[[Candidate], Table | None] = lambda _: None
+) -> tuple[list[Table], list[Warning]]:
+    """The tables of a lake, described, and what could not be. ``known`` gives the ones that need not be looked at."""
+    found = candidates(place)
+    report.begin("looking at tables", len(found), "tables")
+    with ThreadPoolExecutor(threads) as pool:
+        told = list(pool.map(lambda one: _describe(one, known), found))
+    report.end()
+    tables = [t for t in told if isinstance(t, Table)]
+    return tables, [w for w in told if isinstance(w, Warning)]
+
+
+def _describe(one: Candidate, known: Callable[[Candidate], Table | None]) -> Table | Warning:
+    try:
+        table = known(one) or described(one.name, one.format, one.files)
+        if not table.columns:
+            return Warning(one.name, "no-columns", "it has no columns, so nothing can be said of its rows")
+        return table
+    except Unreadable as why:
+        return Warning(one.name, why.what, str(why))
+    except OSError as why:
+        return Warning(one.name, "unreadable", f"cannot be read: {why.strerror or why}")
+    finally:
+        report.step(1)
+
+
+def described(name: str, format: str, files: Sequence[File]) -> Table:
+    """A table as its format tells it."""
+    table: Table = module_of(format).describe(name, files)
+    return table

@@ -1,0 +1,210 @@
+"""The verbs of the room on DuckDB, in this process, out of core.
+
+Tables whose format keeps no columns apart (text files) are read once, into a temporary database beside which memory
+spills; all others are read where they lie, only the columns that are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.errors import missing_extra
+from nett.lake.comparing import How, how_compared
+from nett.lake.formats import Unreadable, literal, module_of
+from nett.lake.protocol import Containment, Hashes, Semantics
+from nett.lake.table import Column, Profile, Span, Table
+
+NUMBER = "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]+)?"  # written plainly: 007 and +5 are text
+WHOLE = "-?(0|[1-9][0-9]{0,17})"  # what 64 bits hold
+LONG = "-?[1-9][0-9]{18,}"  # whole numbers that only text holds
+
+
+@final
+class Duck:
+    """DuckDB as the engine of a lake. ``memory``: such as 512MB; ``text``: every comparison by text."""
+
+    def __init__(self, *, memory: str | None = None, threads: int | None = None, text: bool = False) -> None:
+        try:
+            import duckdb
+        except ImportError as error:
+            raise missing_extra("duckdb", "lake", "the lake room") from error
+        self._folder = tempfile.TemporaryDirectory(prefix="nett-lake-")
+        config: dict[str, Any] = {"temp_directory": os.path.join(self._folder.name, "spill")}
+        config |= {"memory_limit": memory} if memory else {}
+        config |= {"threads": threads} if threads else {}
+        self._db = duckdb.connect(os.path.join(self._folder.name, "staged.duckdb"), config=config)
+        self._db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true; SET enable_progress_bar = false")
+        self._text = text
+        self._staged: dict[Table, str] = {}
+        self._numbered = 0
+        self.bytes_read = 0
+
+    def close(self) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def profile(self, table: Table) -> Profile:
+        source = self._source(table, frozenset(c.name for c in table.columns))
+        with _told(table):
+            return self._profile(table, source)
+
+    def _profile(self, table: Table, source: str) -> Profile:
+        asked = ["count(*)"]
+        for column in table.columns:
+            value = _place(column)
+            asked.append(f"count({value})")
+            if column.raw:
+                number = f"regexp_full_match({value}, '{NUMBER}')"
+                asked += [
+                    f"count(*) FILTER ({number})",
+                    f"count(*) FILTER (regexp_full_match({value}, '{WHOLE}'))",
+                    f"count(*) FILTER (regexp_full_match({value}, '{LONG}'))",
+                    f"min(TRY_CAST({value} AS DOUBLE)) FILTER ({number})",
+                    f"max(TRY_CAST({value} AS DOUBLE)) FILTER ({number})",
+                ]
+        told = iter(self._one(f"SELECT {', '.join(asked)} FROM {source}"))
+        rows = next(told)
+        kinds, spans = {}, {}
+        for column in table.columns:
+            there = next(told)
+            spans[column.name] = Span(nulls=rows - there)
+            if column.raw:
+                numbers, whole, long, low, high = (next(told) for _ in range(5))
+                if there and numbers == there and not long:
+                    kinds[column.name] = "integer" if whole == there else "float"
+                spans[column.name] = Span(low, high, rows - there)
+        return Profile(rows, kinds, spans)
+
+    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
+        hashed = self._hashed(table, columns, casts)
+        return self._hashes(f"SELECT DISTINCT h FROM ({hashed}) ORDER BY h LIMIT {int(count)}", table)
+
+    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
+        if not wanted.size:
+            return wanted
+        import pyarrow as pa
+
+        self._db.register("wanted", pa.table({"h": pa.array(wanted)}))
+        hashed = self._hashed(table, columns, casts)
+        most = int(wanted.max())
+        found = self._hashes(
+            f"SELECT DISTINCT h FROM ({hashed}) WHERE h <= {most} AND h IN (SELECT h FROM wanted) ORDER BY h", table
+        )
+        self._db.unregister("wanted")
+        return found
+
+    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
+        names = [c.name for c in child.columns]
+        inner, outer = [], []
+        for name in names:
+            how = how_compared(child.column(name), parent.column(name), text=self._text)
+            inner.append(_compared(child.column(name), how))
+            outer.append(_compared(parent.column(name), how))
+        mine = f"SELECT {_numbered(inner)} FROM {self._source(child, child.schema)}"
+        its = f"SELECT {_numbered(outer)} FROM {self._source(parent, child.schema)}"
+        same = " AND ".join(f"c.k{i} IS NOT DISTINCT FROM p.k{i}" for i in range(len(names)))
+        with _told(child, parent):
+            lacking = self._one(f"SELECT count(*) FROM ({mine}) c ANTI JOIN ({its}) p ON {same}")[0]
+            if semantics == "set" and (not count or not lacking):
+                return Containment(int(child.rows or lacking), lacking)
+            if semantics == "set":
+                mine = mine.replace("SELECT", "SELECT DISTINCT", 1)
+                lacking = self._one(f"SELECT count(*) FROM ({mine}) c ANTI JOIN ({its}) p ON {same}")[0]
+                return Containment(self._one(f"SELECT count(*) FROM ({mine})")[0], lacking)
+            if lacking and not count:
+                return Containment(int(child.rows or lacking), lacking)
+            rows, lacking = self._one(
+                f"WITH c AS (SELECT *, count(*) AS n FROM ({mine}) GROUP BY ALL),"
+                f" p AS (SELECT *, count(*) AS n FROM ({its}) c SEMI JOIN c AS d ON {same.replace('p.', 'd.')}"
+                " GROUP BY ALL)"
+                f" SELECT coalesce(sum(c.n), 0), coalesce(sum(greatest(c.n - coalesce(p.n, 0), 0)), 0)"
+                f" FROM c LEFT JOIN p ON {same}"
+            )
+            return Containment(int(rows), int(lacking))
+
+    def _hashed(self, table: Table, columns: Sequence[str], casts: frozenset[str]) -> str:
+        values = [_compared(table.column(n), "float" if n in casts else "value") for n in columns]
+        return f"SELECT hash({', '.join(values)}) AS h FROM {self._source(table, frozenset(columns))}"
+
+    def _hashes(self, sql: str, table: Table) -> Hashes:
+        with _told(table):
+            found: Hashes = self._db.execute(sql).fetchnumpy()["h"].astype(np.uint64, copy=False)
+            return found
+
+    def _one(self, sql: str) -> Any:
+        return self._db.execute(sql).fetchone()
+
+    def _source(self, table: Table, columns: frozenset[str]) -> str:
+        """What stands after FROM; counts the bytes."""
+        if table in self._staged:
+            return self._staged[table]
+        self.bytes_read += table.bytes_of(columns)
+        relation: str = module_of(table.format).relation(table)
+        if table.chunk_bytes or not table.columns[0].raw:
+            return relation
+        name = f"staged{self._numbered}"
+        self._numbered += 1
+        with _told(table):
+            self._db.execute(f"CREATE TABLE {name} AS SELECT * FROM {relation}")
+        self._staged[table] = name
+        return name
+
+
+@contextmanager
+def _told(*tables: Table) -> Iterator[None]:
+    """What DuckDB says of files that do not hold, as :class:`Unreadable` with the name of the table."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        ours = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.OutOfMemoryException)
+        if isinstance(error, ours):  # our own words, or the machine: not the file
+            raise
+        reason = str(error).splitlines()[0][:200]
+        word = "ragged" if tables[0].columns[0].raw else "unreadable"
+        raise Unreadable(f"{' or '.join(t.name for t in tables)}: {reason}", word) from error
+
+
+def _place(column: Column) -> str:
+    """A column as its relation names it, nested fields taken out."""
+    found = f"p{column.place}"
+    for field in column.inner:
+        found = f"struct_extract({found}, {literal(field)})"
+    return found
+
+
+def _compared(column: Column, how: How) -> str:
+    """The canonical value of a column (:mod:`nett.lake.comparing`) as an expression."""
+    value, kind = _place(column), column.kind
+    if how == "text":
+        return value if column.raw else _text(value, kind)
+    if how == "timestamp":
+        return f"CAST({value} AS TIMESTAMP)"
+    if how == "float" or kind == "float":
+        return f"CAST({value} AS DOUBLE)"
+    if kind == "integer":
+        return f"CAST({value} AS BIGINT)"
+    if kind in ("text", "boolean", "date", "timestamp", "instant", "time", "binary"):
+        return value
+    return _text(value, kind)
+
+
+def _text(value: str, kind: str) -> str:
+    if kind == "decimal":
+        shown = f"CAST({value} AS VARCHAR)"
+        return f"CASE WHEN contains({shown}, '.') THEN rtrim(rtrim({shown}, '0'), '.') ELSE {shown} END"
+    if kind == "float":
+        whole = f"isfinite({value}) AND {value} = trunc({value}) AND abs({value}) < 1e15"
+        return f"CASE WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR) ELSE CAST({value} AS VARCHAR) END"
+    return value if kind == "text" else f"CAST({value} AS VARCHAR)"
+
+
+def _numbered(expressions: Sequence[str]) -> str:
+    return ", ".join(f"{e} AS k{i}" for i, e in enumerate(expressions))

@@ -1,0 +1,75 @@
+"""Columns of an Arrow schema: structs flattened with dots, types by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from nett.lake.table import Column
+
+
+@final
+@dataclass(frozen=True)
+class Leaf:
+    """A flattened column, and which primitive columns of the file it takes. ``plain``: it is one of them itself, below
+    no struct that may be NULL."""
+
+    column: Column
+    first: int
+    width: int
+    plain: bool
+
+
+def leaves(schema: Any) -> Iterator[Leaf]:
+    """The flattened columns of an Arrow schema, in order. Of two with one name the first counts."""
+    seen: set[str] = set()
+    at = 0
+    for place, field in enumerate(schema):
+        for path, type, first, width, below in _flat(field, (), at):
+            name = ".".join((field.name, *path))
+            if name not in seen:
+                seen.add(name)
+                yield Leaf(Column(name, kind_of(type), place, path), first, width, width == 1 and not below)
+        at += _width(field.type)
+
+
+def _flat(field: Any, path: tuple[str, ...], at: int) -> Iterator[tuple[tuple[str, ...], Any, int, int, bool]]:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(field.type) or field.type.num_fields == 0:
+        yield path, field.type, at, _width(field.type), bool(path)
+        return
+    for inner in field.type:
+        yield from _flat(inner, (*path, inner.name), at)
+        at += _width(inner.type)
+
+
+def _width(type: Any) -> int:
+    """Primitive columns of a type."""
+    if type.num_fields == 0:
+        return 1
+    return sum(_width(type.field(i).type) for i in range(type.num_fields))
+
+
+def kind_of(type: Any) -> str:
+    """The kind of an Arrow type (:class:`nett.lake.table.Column`)."""
+    import pyarrow as pa
+
+    t = pa.types
+    if t.is_dictionary(type):
+        return kind_of(type.value_type)
+    tests = {
+        "boolean": t.is_boolean, "integer": t.is_integer, "float": t.is_floating, "decimal": t.is_decimal,
+        "date": t.is_date, "time": t.is_time, "null": t.is_null,
+    }  # fmt: skip
+    for kind, test in tests.items():
+        if test(type):
+            return "text" if kind == "null" else kind
+    if t.is_timestamp(type):
+        return "timestamp" if type.tz is None else "instant"
+    if t.is_string(type) or t.is_large_string(type) or t.is_string_view(type):
+        return "text"
+    if t.is_binary(type) or t.is_large_binary(type) or t.is_fixed_size_binary(type):
+        return "binary"
+    return str(type)

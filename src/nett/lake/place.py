@@ -1,0 +1,50 @@
+"""Where a lake lies: its files by relative name, and how an engine is told of them. Local folders and files only as yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+
+from nett.core.errors import Refused
+from nett.lake.table import File
+
+HIDDEN = (".", "_")  # as Hadoop has it: _SUCCESS, _temporary, .crc, ._resource forks
+
+
+@final
+class Place:
+    """The root of a lake. Names are relative to it, with ``/``."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        if not os.path.exists(self.root):
+            raise Refused("there is no such file or folder", where=root)
+
+    def path(self, name: str) -> str:
+        """What an engine opens."""
+        return os.path.join(self.root, name) if name else self.root
+
+    def files(self) -> Iterator[tuple[str, File]]:
+        """(name, file) of every file below the root that is not hidden, in the order of their names. Folders whose
+        name starts with ``_delta_log`` are walked, since they tell what a table is."""
+        if os.path.isfile(self.root):
+            yield os.path.basename(self.root), self._file(self.root)
+            return
+        yield from self._below("")
+
+    def _below(self, folder: str) -> Iterator[tuple[str, File]]:
+        with os.scandir(self.path(folder)) as entries:
+            found = sorted(entries, key=lambda e: e.name)
+        for entry in found:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                if not entry.is_symlink() and (not entry.name.startswith(HIDDEN) or entry.name == "_delta_log"):
+                    yield from self._below(name)
+            elif entry.is_file() and not entry.name.startswith("."):
+                yield name, self._file(entry.path)
+
+    def _file(self, path: str) -> File:
+        state = Path(path).stat()
+        return File(path, state.st_size, str(state.st_mtime_ns))

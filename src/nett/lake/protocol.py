@@ -1,0 +1,63 @@
+"""The one shape of this room's methods, and its laws.
+
+Every method is a command: ``method(paths, *, parameters) -> {"say": [lines], ...}``. What it says stands in ``say``,
+one line each; everything else is for programs. Tables are described once (:mod:`nett.lake.table`), whatever their
+format; what is asked of their rows goes through an :class:`Engine`, so that one machine and a cluster give one answer.
+
+Laws (run by the conformance suite): looking changes nothing; the same call twice says the same; a dry run changes
+nothing; what was deleted comes back with the same rows and types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+import numpy as np
+
+from nett.lake.table import Profile, Table
+
+Semantics = Literal["set", "bag"]
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@final
+@dataclass(frozen=True)
+class Containment:
+    """How many rows (distinct rows under ``set``) a child has, and how many of them its parent lacks."""
+
+    rows: int
+    missing: int
+
+    @property
+    def share(self) -> float:
+        """The containment: 1 where nothing is missing, also for a child without rows."""
+        return 1.0 if self.rows == 0 else 1 - self.missing / self.rows
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The relational verbs of the room. Columns are named as the tables name them; NULL equals NULL.
+
+    ``casts``: columns that are hashed as 64-bit floats, since some table holds them as other numbers. Equal rows of any
+    two tables have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for.
+    """
+
+    bytes_read: int
+
+    def profile(self, table: Table) -> Profile:
+        """Rows, the kinds of columns of text files, and the span of each column, from the values themselves."""
+
+    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
+        """The ``count`` smallest hashes of the distinct rows in these columns, sorted: a uniform sample of them."""
+
+    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
+        """Those of ``wanted`` that a row of the table has, sorted."""
+
+    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
+        """Exact: how many of the child's rows the parent lacks. Without ``count``, under ``set``, rows are counted as
+        they stand: zero missing means the same, any other number does not."""
+
+    def close(self) -> None:
+        """Give back memory and temporary files."""

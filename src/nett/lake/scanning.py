@@ -1,0 +1,113 @@
+"""A scan from a path to what is said of it: tables, edges between all of them, stages, warnings."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nett.core.staging import put_file
+from nett.lake.discovery import find_tables
+from nett.lake.place import Place
+from nett.lake.protocol import Containment, Engine, Semantics
+from nett.lake.stages import Found, Sampling, Search
+from nett.lake.table import Table
+
+VERSION = 1
+
+
+def scan_lake(
+    path: str,
+    *,
+    engine: str = "duckdb",
+    semantics: Semantics = "set",
+    text: bool = False,
+    verify: bool = True,
+    least: float = 1.0,
+    sampling: Sampling | None = None,
+    ignore: str | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """The findings of one scan, as JSON has them."""
+    place = Place(path)
+    tables, warnings = find_tables(place, threads=threads or min(8, os.cpu_count() or 1))
+    for table in tables:
+        _leave_out(table, (ignore or "").split(","))
+    tables = [t for t in tables if t.columns]
+    verbs = open_engine(engine, memory=memory, threads=threads, text=text)
+    try:
+        search = Search(verbs, semantics=semantics, sampling=sampling, verify=verify, least=least, text=text)
+        found = search.run(tables)
+    finally:
+        verbs.close()
+    found.warnings = warnings + found.warnings
+    return as_json(place, tables, found, semantics)
+
+
+def open_engine(name: str, *, memory: str | None, threads: int | None, text: bool) -> Engine:
+    """An engine by name."""
+    from nett.lake.duck import Duck
+
+    return Duck(memory=memory, threads=threads, text=text)
+
+
+def _leave_out(table: Table, patterns: list[str]) -> None:
+    table.columns = tuple(c for c in table.columns if not any(fnmatch.fnmatchcase(c.name, p) for p in patterns if p))
+
+
+def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantics) -> dict[str, Any]:
+    """What ``--json`` writes."""
+    broken = {w.table for w in found.warnings}
+    of = {group[0]: group for group in found.groups}
+    edges = [
+        (child, parent, containment)
+        for (one, other), containment in found.edges.items()
+        for child in of[one]
+        for parent in of[other]
+    ]
+    edges += [(a, b, Containment(a.rows or 0, 0)) for group in found.groups for a in group for b in group if a is not b]
+    equal = {t for group in found.groups if len(group) > 1 for t in group}
+    return {
+        "version": VERSION,
+        "path": place.root,
+        "semantics": semantics,
+        "tables": [
+            {
+                "name": t.name,
+                "path": t.name,
+                "rows": t.rows,
+                "columns": len(t.columns),
+                "bytes": t.bytes,
+                "format": t.format,
+            }
+            for t in tables
+            if t.name not in broken
+        ],
+        "edges": sorted(
+            (
+                {
+                    "child": c.name,
+                    "parent": p.name,
+                    "containment": n.share,
+                    "semantics": semantics,
+                    "verified": found.verified or (c in equal and p in equal and c.files[0].size == p.files[0].size),
+                }
+                for c, p, n in edges
+            ),
+            key=lambda e: (e["child"], e["parent"]),
+        ),
+        "stages": [
+            {"name": s.name, "pairs": s.pairs, "bytes_read": s.bytes_read, "seconds": round(s.seconds, 3)}
+            for s in found.stages
+        ],
+        "bytes": sum(t.bytes for t in tables),
+        "warnings": [w.as_json() for w in found.warnings],
+    }
+
+
+def write_json(path: Path, told: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    put_file(Path(path), (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
