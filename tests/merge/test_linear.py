@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from nett.core.errors import UsageError
 from nett.merge import linear
 from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
-from support.tensors import Array
+from support.tensors import Array, write_tensors
 
 
 def reference(tuned: list[Model], weights: list[float], normalize: bool = True) -> Model:
@@ -68,3 +70,14 @@ def test_between_the_smallest_and_the_largest(models: Array, weight: float) -> N
     slack = 1e-5
     assert np.all(merged >= models.min(axis=0) - slack) and np.all(merged <= models.max(axis=0) + slack)
     np.testing.assert_allclose(linear([models[0]] * 3, weight=[1.0, weight, 2.0]), models[0], rtol=1e-6)
+
+
+def test_a_mean_of_float32_models_waits_for_no_compiler(tmp_path: Path) -> None:
+    """numba takes longer to import than small models take to merge."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        write_tensors(tmp_path / name / "model.safetensors", {"w": rng.standard_normal((8, 4)).astype(np.float32)})
+    code = "import sys; from nett.core import jit; from nett.cli.app import run; jit.OWN_PROCESS = True; "
+    code += "code = run(sys.argv[1:]); sys.exit(code or ('numba' in sys.modules) * 99)"
+    words = ["merge", "linear", "a", "b", "--out", "out", "--no-speak"]
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=False).returncode == 0

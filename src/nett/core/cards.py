@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nett.core import jit
 from nett.core.errors import NettError, UsageError, did_you_mean
 from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
@@ -65,8 +66,19 @@ def find_card(name: str, room: str | None = None) -> Card:
     )
 
 
+_asked: dict[Path, dict[str, Any]] = {}  # of one command line, which asks several times
+
+
 def _index(package: Path) -> dict[str, Any]:
     """File -> what its source tells; from the package's index or, where that cannot be written, the user's."""
+    if not jit.OWN_PROCESS:
+        return _made_index(package)
+    if package not in _asked:
+        _asked[package] = _made_index(package)
+    return _asked[package]
+
+
+def _made_index(package: Path) -> dict[str, Any]:
     stored = package / "_cards.json"
     known = _read_index(stored)
     sources = []

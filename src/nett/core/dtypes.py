@@ -72,12 +72,6 @@ def dtype_named(name: str) -> Dtype:
 
 
 @jit
-def _bf16_to_f32(bits: Array, out: Array) -> None:
-    for i in range(bits.size):
-        out[i] = np.uint32(bits[i]) << np.uint32(16)
-
-
-@jit
 def _f32_to_bf16(bits: Array, out: Array) -> None:
     for i in range(bits.size):
         b = bits[i]
@@ -124,8 +118,8 @@ def _to_float8(values: Array, name: str) -> Array:
 def decode(raw: Array, dtype: Dtype) -> Array:
     """Raw elements (1-D, of ``dtype.raw``) as float32, or float64 for F64; integers and booleans unchanged."""
     if dtype.name == "BF16":
-        out = np.empty(raw.size, np.uint32)
-        _bf16_to_f32(raw, out)
+        out = raw.astype(np.uint32)
+        out <<= np.uint32(16)
         return out.view(np.float32)
     if dtype.name == "F16":
         return raw.astype(np.float32)

@@ -10,6 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar, final
 
+from nett.core import jit
+from nett.core.heap import keep_freed
+
 _WITH_BLAS = {"numpy", "scipy", "scipy.linalg", "torch", "sklearn", "faiss"}
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,6 +43,8 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        if jit.OWN_PROCESS:
+            keep_freed()
         self._blas = _blas(frozenset(_WITH_BLAS & sys.modules.keys())).limit(limits=1, user_api="blas")
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="nett") if threads > 1 else None
 
