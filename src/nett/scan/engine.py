@@ -138,7 +138,7 @@ def planned(sizes: Mapping[str, int], found: Sequence[Finding], *, exact: bool) 
     edges = [e for f in found for e in f.per_tensor if e.error is not None and e.target in sizes]
     edges = [e for e in edges if e.guarantee == "exact" or not exact]
     plan = plan_retention(sizes, edges, Limits(hops=_HOPS, error=0.0 if exact else inf), solver="greedy")
-    return plan.freed, max((e.error or 0.0 for e in plan.taken), default=0.0)
+    return round(plan.freed), max((e.error or 0.0 for e in plan.taken), default=0.0)
 
 
 def _run_all(

@@ -67,7 +67,7 @@ def solve_ilp(problem: Problem, seconds: float) -> Solved:
     if potentials:
         size = len(problem.assets)
         highest[count : count + size] = problem.hops
-    with _muted():
+    with muted():
         found = milp(
             objective,
             integrality=np.r_[np.ones(count), np.zeros(potentials)],
@@ -84,7 +84,7 @@ def solve_ilp(problem: Problem, seconds: float) -> Solved:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """Nothing on standard output: HiGHS leaves a line of its own there where it meets its tolerances."""
     sys.stdout.flush()
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, isfinite
-from typing import final
+from typing import Literal, final
 
 from nett.core.edge import Edge
+from nett.core.errors import UsageError
+
+Solver = Literal["auto", "greedy", "ilp", "dyn-lin"]
+Worth = Callable[[Edge], float]
 
 
 @final
@@ -57,6 +61,11 @@ class Problem:
         return {target: tuple(ways) for target, ways in found.items()}
 
     @property
+    def most(self) -> float:
+        """A bound on any choice: every asset by its best way."""
+        return gained([ways[0] for ways in self.targets.values()])
+
+    @property
     def hops(self) -> int:
         """The hop limit as a number: a chain cannot be longer than the assets are many."""
         return int(min(self.limits.hops, len(self.assets) - 1))
@@ -68,20 +77,41 @@ class Problem:
         return min(self.limits.seconds, total) if isfinite(self.limits.seconds) else total
 
 
-def usable(edges: Sequence[Edge], limits: Limits) -> list[Way]:
+def gained(ways: Iterable[Way]) -> float:
+    """What a choice frees in all."""
+    return sum(w.gain for w in ways)
+
+
+def as_way(edge: Edge, limits: Limits, worth: Worth | None = None) -> Way | None:
+    """The edge as a way; None where no legal choice could hold it, or where it gains nothing.
+
+    ``worth``: what taking the edge gains, in the caller's unit; without it the bytes freed less the price of the
+    seconds. A gain that is not finite is a :class:`UsageError`.
+    """
+    seconds = edge.seconds or 0.0
+    beyond = seconds > limits.seconds or (edge.error or 0.0) > limits.error or limits.hops < 1
+    if beyond or edge.target in edge.sources:
+        return None
+    gain = edge.bytes_freed - limits.byte_seconds * seconds if worth is None else worth(edge)
+    if not isfinite(gain):
+        raise UsageError(
+            f"the edge {edge.kind} of {edge.target!r} from {', '.join(map(repr, edge.sources))} is worth {gain}; "
+            "a finite number is needed"
+        )
+    return Way(edge.target, edge.sources, gain, seconds, edge) if gain > 0 else None
+
+
+def usable(edges: Sequence[Edge], limits: Limits, worth: Worth | None = None) -> list[Way]:
     """The edges that a legal choice could hold, as ways; of several with equal target and sources, those that are
     not beaten in gain and seconds."""
     best: dict[tuple[str, frozenset[str]], list[Way]] = {}
     for edge in edges:
-        seconds = edge.seconds or 0.0
-        gain = edge.bytes_freed - limits.byte_seconds * seconds
-        beyond = seconds > limits.seconds or (edge.error or 0.0) > limits.error or limits.hops < 1
-        if beyond or gain <= 0 or edge.target in edge.sources:
+        way = as_way(edge, limits, worth)
+        if way is None:
             continue
-        way = Way(edge.target, edge.sources, gain, seconds, edge)
         rivals = best.setdefault((way.target, frozenset(way.sources)), [])
-        if not any(r.gain >= gain and r.seconds <= seconds for r in rivals):
-            rivals[:] = [r for r in rivals if r.gain > gain or r.seconds < seconds] + [way]
+        if not any(r.gain >= way.gain and r.seconds <= way.seconds for r in rivals):
+            rivals[:] = [r for r in rivals if r.gain > way.gain or r.seconds < way.seconds] + [way]
     return [way for rivals in best.values() for way in rivals]
 
 
