@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.containment import Lake, grow, grown, real_sizes
 
 from nett.core.edge import Edge
 from nett.core.errors import Refused, UsageError
@@ -22,6 +21,7 @@ from nett.core.retention.one_hop import solve_one_hop
 from nett.core.retention.problem import Problem, Way, gained, parts, usable
 from nett.core.retention.reduce import reduce
 from nett.core.retention.tree import not_a_tree, solve_tree
+from support.containment import Lake, grow, grown, real_sizes
 
 SOLVERS: list[Solver] = ["auto", "ilp"]
 
@@ -216,7 +216,7 @@ def test_a_solver_that_does_not_fit_says_why() -> None:
     two = [edge(1, 0), edge(2, 0)]
     with pytest.raises(Refused, match="'v3' is rebuilt from several at once \\('v1', 'v2'\\)"):
         plan([*two, edge(3, 1, 2)], [0, 2, 2, 5])
-    with pytest.raises(Refused, match="'v3' has ways from 'v[12]', 'v[12]', which do not lie on one line"):
+    with pytest.raises(Refused, match=r"'v3' has ways from 'v[12]', 'v[12]', which do not lie on one line"):
         plan([*two, edge(3, 1), edge(3, 2)], [0, 2, 2, 5])
     with pytest.raises(UsageError, match="one hop"):
         plan([edge(1, 0)], limits=Limits(hops=2))

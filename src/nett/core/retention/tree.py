@@ -6,6 +6,8 @@ parent and so on, as long as a nearer one is no worse than one further up. Then 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nett.core.retention.problem import Problem, Way
 
 MOST_STATES = 2_000_000  # assets times depths
@@ -107,6 +109,6 @@ def _parents(problem: Problem) -> dict[str, str]:
     return found
 
 
-def _few(names: object) -> str:
-    words = [repr(n) for n in names]  # type: ignore[attr-defined]
+def _few(names: Iterable[str]) -> str:
+    words = [repr(n) for n in names]
     return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
