@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -21,8 +22,9 @@ from nett.lake.protocol import Containment, Hashes, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
 NUMBER = "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]+)?"  # written plainly: 007 and +5 are text
-WHOLE = "-?(0|[1-9][0-9]{0,17})"  # what 64 bits hold
 LONG = "-?[1-9][0-9]{18,}"  # whole numbers that only text holds
+MOST = 10**18 - 1  # whole numbers up to this are compared as integers
+WORD, FRACTION, INTEGER, TOO_LONG = range(4)  # what a value of a text file is; patterns, which are slow, come last
 
 
 @final
@@ -39,7 +41,9 @@ class Duck:
         config |= {"memory_limit": memory} if memory else {}
         config |= {"threads": threads} if threads else {}
         self._db = duckdb.connect(os.path.join(self._folder.name, "staged.duckdb"), config=config)
-        self._db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true; SET enable_progress_bar = false")
+        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
+        self.lanes = threads or min(8, os.cpu_count() or 1)
+        self._lock, self._local = threading.Lock(), threading.local()
         self._text = text
         self._staged: dict[Table, str] = {}
         self._numbered = 0
@@ -55,30 +59,27 @@ class Duck:
             return self._profile(table, source)
 
     def _profile(self, table: Table, source: str) -> Profile:
-        asked = ["count(*)"]
-        for column in table.columns:
-            value = _place(column)
-            asked.append(f"count({value})")
-            if column.raw:
-                number = f"regexp_full_match({value}, '{NUMBER}')"
-                asked += [
-                    f"count(*) FILTER ({number})",
-                    f"count(*) FILTER (regexp_full_match({value}, '{WHOLE}'))",
-                    f"count(*) FILTER (regexp_full_match({value}, '{LONG}'))",
-                    f"min(TRY_CAST({value} AS DOUBLE)) FILTER ({number})",
-                    f"max(TRY_CAST({value} AS DOUBLE)) FILTER ({number})",
-                ]
-        told = iter(self._one(f"SELECT {', '.join(asked)} FROM {source}"))
-        rows = next(told)
-        kinds, spans = {}, {}
-        for column in table.columns:
-            there = next(told)
-            spans[column.name] = Span(nulls=rows - there)
-            if column.raw:
-                numbers, whole, long, low, high = (next(told) for _ in range(5))
-                if there and numbers == there and not long:
-                    kinds[column.name] = "integer" if whole == there else "float"
-                spans[column.name] = Span(low, high, rows - there)
+        if all(c.raw for c in table.columns):
+            return self._profile_text(table, source)
+        values = [_place(c) for c in table.columns]
+        rows, *there = self._one(f"SELECT count(*), {', '.join(f'count({v})' for v in values)} FROM {source}")
+        return Profile(rows, {}, {c.name: Span(nulls=rows - n) for c, n in zip(table.columns, there, strict=True)})
+
+    def _profile_text(self, table: Table, source: str) -> Profile:
+        """All columns below one another, so that the plan is no longer for a wide table than for a narrow one."""
+        values = ", ".join(_place(c) for c in table.columns)
+        long = f"SELECT unnest([{values}]) AS v, unnest(range({len(table.columns)})) AS i FROM {source}"
+        number = f"FILTER (c > {WORD})"
+        found = self._here.execute(
+            f"SELECT i, count(*), count(v), min(c), max(c), min(d) {number}, max(d) {number}"
+            f" FROM (SELECT i, v, {_class('v')} AS c, TRY_CAST(v AS DOUBLE) AS d FROM ({long})) GROUP BY i"
+        ).fetchall()
+        rows, kinds, spans = 0, {}, {c.name: Span(nulls=0) for c in table.columns}
+        for i, rows, there, least, most, low, high in found:
+            name = table.columns[i].name
+            spans[name] = Span(low, high, rows - there)
+            if there and least > WORD and most < TOO_LONG:
+                kinds[name] = "integer" if least == INTEGER else "float"
         return Profile(rows, kinds, spans)
 
     def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
@@ -90,13 +91,14 @@ class Duck:
             return wanted
         import pyarrow as pa
 
-        self._db.register("wanted", pa.table({"h": pa.array(wanted)}))
+        here = self._here
+        here.register("wanted", pa.table({"h": pa.array(wanted)}))
         hashed = self._hashed(table, columns, casts)
         most = int(wanted.max())
         found = self._hashes(
             f"SELECT DISTINCT h FROM ({hashed}) WHERE h <= {most} AND h IN (SELECT h FROM wanted) ORDER BY h", table
         )
-        self._db.unregister("wanted")
+        here.unregister("wanted")
         return found
 
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
@@ -134,25 +136,36 @@ class Duck:
 
     def _hashes(self, sql: str, table: Table) -> Hashes:
         with _told(table):
-            found: Hashes = self._db.execute(sql).fetchnumpy()["h"].astype(np.uint64, copy=False)
+            found: Hashes = self._here.execute(sql).fetchnumpy()["h"].astype(np.uint64, copy=False)
             return found
 
     def _one(self, sql: str) -> Any:
-        return self._db.execute(sql).fetchone()
+        return self._here.execute(sql).fetchone()
+
+    @property
+    def _here(self) -> Any:
+        """This thread's connection to the one database."""
+        if not hasattr(self._local, "cursor"):
+            self._local.cursor = self._db.cursor()
+            self._local.cursor.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        return self._local.cursor
 
     def _source(self, table: Table, columns: frozenset[str]) -> str:
         """What stands after FROM; counts the bytes."""
-        if table in self._staged:
-            return self._staged[table]
-        self.bytes_read += table.bytes_of(columns)
+        with self._lock:
+            if table in self._staged:
+                return self._staged[table]
+            self.bytes_read += table.bytes_of(columns)
         relation: str = module_of(table.format).relation(table)
         if table.chunk_bytes or not table.columns[0].raw:
             return relation
-        name = f"staged{self._numbered}"
-        self._numbered += 1
+        with self._lock:
+            name = f"staged{self._numbered}"
+            self._numbered += 1
         with _told(table):
-            self._db.execute(f"CREATE TABLE {name} AS SELECT * FROM {relation}")
-        self._staged[table] = name
+            self._here.execute(f"CREATE TABLE {name} AS SELECT * FROM {relation}")
+        with self._lock:
+            self._staged[table] = name
         return name
 
 
@@ -170,6 +183,18 @@ def _told(*tables: Table) -> Iterator[None]:
         reason = str(error).splitlines()[0][:200]
         word = "ragged" if tables[0].columns[0].raw else "unreadable"
         raise Unreadable(f"{' or '.join(t.name for t in tables)}: {reason}", word) from error
+
+
+def _class(value: str) -> str:
+    """WORD, FRACTION, INTEGER or TOO_LONG of a value that stands as text; NULL of NULL."""
+    whole = f"TRY_CAST({value} AS BIGINT)"
+    return (
+        f"CASE WHEN {value} = CAST({whole} AS VARCHAR)"
+        f" THEN CASE WHEN {whole} BETWEEN {-MOST} AND {MOST} THEN {INTEGER} ELSE {TOO_LONG} END"
+        f" WHEN regexp_full_match({value}, '{NUMBER}') THEN"
+        f" CASE WHEN {value} = '-0' THEN {INTEGER} WHEN regexp_full_match({value}, '{LONG}') THEN {TOO_LONG}"
+        f" ELSE {FRACTION} END WHEN {value} IS NOT NULL THEN {WORD} END"
+    )
 
 
 def _place(column: Column) -> str:

@@ -41,10 +41,12 @@ class Engine(Protocol):
     """The relational verbs of the room. Columns are named as the tables name them; NULL equals NULL.
 
     ``casts``: columns that are hashed as 64-bit floats, since some table holds them as other numbers. Equal rows of any
-    two tables have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for.
+    two tables have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for. ``lanes``:
+    how many threads may ask at once.
     """
 
     bytes_read: int
+    lanes: int
 
     def profile(self, table: Table) -> Profile:
         """Rows, the kinds of columns of text files, and the span of each column, from the values themselves."""

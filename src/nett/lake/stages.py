@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -32,6 +33,7 @@ from nett.lake.schema_graph import contained_schemas
 from nett.lake.table import NUMBERS, Table
 
 LEAST, MOST = 16, 4096  # sampled rows
+SMALL = 4 << 20  # bytes of a table beside which others are read
 Pair = tuple[Table, Table]  # child, parent
 
 
@@ -150,16 +152,28 @@ class Search:
         return left if self.semantics == "bag" else self._by_range(left)
 
     def _each(self, tables: list[Table], what: str, act: Callable[[Table], None]) -> Iterator[Table]:
-        """Do something with every table; those that cannot be read, said."""
-        report.begin(what, len(tables), "tables")
-        for table in tables:
+        """Do something with every table; those that cannot be read, said. Small tables, of which only the plans of
+        their queries take time, go side by side; a large one has all of the engine's threads and memory."""
+
+        def one(table: Table) -> Unreadable | None:
             try:
                 act(table)
             except Unreadable as why:
+                return why
+            finally:
+                report.step(1)
+            return None
+
+        report.begin(what, len(tables), "tables")
+        small = [t for t in tables if t.bytes <= SMALL]
+        with ThreadPoolExecutor(max(1, self.engine.lanes)) as pool:
+            failed = dict(zip(small, pool.map(one, small), strict=True))
+        failed |= {t: one(t) for t in tables if t.bytes > SMALL}
+        report.end()
+        for table in tables:
+            if (why := failed[table]) is not None:
                 self._warn(table, why)
                 yield table
-            report.step(1)
-        report.end()
 
     def _warn(self, table: Table, why: Unreadable) -> None:
         for same in self._groups[table]:  # tables of equal bytes are as broken
