@@ -111,13 +111,18 @@ def test_yes_and_no_of_switches(models: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("card", [c for c in all_cards() if c.room == "merge" and not c.hidden], ids=lambda c: c.key)
-def test_help_shows_every_option_of_a_card(card) -> None:  # type: ignore[no-untyped-def]
-    """With its range or choices, its default and its description."""
+def test_help_shows_every_option_of_a_card(card, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """With its range or choices, its default and its description; not those that it refuses, with the reason."""
     said = nett(card.room, card.name, "--help").succeeded().out
     flowed = " ".join(said.split()).replace("- ", "-")  # lines may be broken behind a hyphen
     options = () if card.command else engine_options(card.room, "run")
     for parameter in (*card.parameters, *(o for o in options if o.name != "dry_run" and card.takes(o.name))):
         flag = "--" + parameter.name.replace("_", "-")
+        if parameter in options and card.refuses(parameter.name):
+            assert flag not in said
+            asked = nett(card.room, card.name, str(tmp_path), flag, "4", "--out", str(tmp_path / "out"))
+            assert asked.code in (2, 3) and "option" not in asked.err
+            continue
         assert flag in said or flag.replace("--", "--no-", 1) in said
         assert parameter.description.rstrip(".").split()[0] in flowed
         if parameter.range and not parameter.choices:

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 from nett.core.errors import UsageError
 from nett.merge import linear
+from support.cli import nett
 from support.merging import STORED, Model, assert_same, family, tensor_by_tensor
-from support.tensors import Array, write_tensors
+from support.tensors import Array, read_tensors, write_tensors
 
 
 def reference(tuned: list[Model], weights: list[float], normalize: bool = True) -> Model:
@@ -81,3 +82,28 @@ def test_a_mean_of_float32_models_waits_for_no_compiler(tmp_path: Path) -> None:
     code += "code = run(sys.argv[1:]); sys.exit(code or ('numba' in sys.modules) * 99)"
     words = ["merge", "linear", "a", "b", "--out", "out", "--no-speak"]
     assert subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("weights", "shown"), [("0", "0, 0"), ("0,0", "0, 0"), ("1,-1", "1, -1")])
+def test_weights_that_sum_to_nothing_are_refused(weights: str, shown: str, tmp_path: Path) -> None:
+    """Before anything is written; sums without a division are taken as they are asked for."""
+    models = {name: np.full(3, value, np.float32) for name, value in (("a", 1.0), ("b", 2.0))}
+    for name, values in models.items():
+        write_tensors(tmp_path / name / "model.safetensors", {"w": values})
+    words = ["merge", "linear", str(tmp_path / "a"), str(tmp_path / "b"), "--weight", weights, "--no-speak"]
+    said = nett(*words, "--out", str(tmp_path / "out"), "--dry-run")
+    said.failed(3, f"merge/linear: the weights of 'w' are {shown}, and an average divides by their sum, which is 0")
+    nett(*words, "--out", str(tmp_path / "out"), "--no-normalize").succeeded()
+    first, second = ([float(w) for w in weights.split(",")] * 2)[:2]
+    assert np.array_equal(read_tensors(tmp_path / "out")["w"], first * models["a"] + second * models["b"])
+
+
+def test_weights_of_one_tensor_that_sum_to_nothing(tmp_path: Path) -> None:
+    """A recipe whose filters leave a tensor without any model."""
+    for name in "ab":
+        write_tensors(tmp_path / name / "model.safetensors", {"w": np.ones(3, np.float32), "v": np.ones(2, np.float32)})
+    weight = "parameters: {weight: [{filter: v, value: 0}, {value: 1}]}"
+    models = "".join(f"  - {{model: {tmp_path / name}, {weight}}}\n" for name in "ab")
+    (tmp_path / "r.yml").write_text(f"merge_method: linear\nmodels:\n{models}")
+    said = nett("merge", str(tmp_path / "r.yml"), "--out", str(tmp_path / "out"), "--no-speak")
+    said.failed(3, "the weights of 'v' are 0, 0", "nett merge explain")

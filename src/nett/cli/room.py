@@ -26,8 +26,8 @@ class MethodCommand(click.Command):
     card: Card | None = None
 
 
-def option(parameter: Parameter) -> click.Option:
-    """The option of a parameter, with its range, choices and default in the help."""
+def option(parameter: Parameter, *, hidden: bool = False) -> click.Option:
+    """The option of a parameter, with its range, choices and default in the help unless that is to be ``hidden``."""
     flag = "--" + parameter.name.replace("_", "-")
     limits = parameter.range
     about = [parameter.description.rstrip(".")]
@@ -42,9 +42,9 @@ def option(parameter: Parameter) -> click.Option:
     text = "; ".join(a for a in about if a) + "."
     if parameter.type == "bool":
         names = [f"{flag}/--no-{flag[2:]}"] if parameter.default else [flag]
-        return click.Option(names, default=None, is_flag=True, help=text, show_default=False)
+        return click.Option(names, default=None, is_flag=True, help=text, show_default=False, hidden=hidden)
     kind = {"path": "PATH", "float": "NUMBER", "int": "N", "choice": "WORD", "str": "TEXT"}[parameter.type]
-    return click.Option([flag], required=parameter.required, metavar=kind, help=text)
+    return click.Option([flag], required=parameter.required, metavar=kind, help=text, hidden=hidden)
 
 
 def _typed(parameter: Parameter, value: Any, where: str) -> Any:
@@ -85,7 +85,8 @@ def method_command(card: Card) -> click.Command:
         callback=call,
         params=[
             click.Argument(["assets"], nargs=-1, metavar="ASSET..."),
-            *(option(p) for p in (*card.parameters, *options) if p.name != "dry_run"),
+            *(option(p) for p in card.parameters if p.name != "dry_run"),
+            *(option(o, hidden=card.refuses(o.name)) for o in options),
         ],
         help=card_help(card),
         short_help=card.summary,

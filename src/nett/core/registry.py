@@ -180,6 +180,11 @@ class Card:
             return option not in ("base", "threads", "eval", "state")
         return option not in ("net", "input", "data") and (self.carries or option != "state")
 
+    def refuses(self, option: str) -> bool:
+        """Whether an option of the room's engine is understood and refused with the reason, so that help hides it."""
+        whole = "symmetry" not in self.operands and list(self.outputs) == ["model"] and not self.carries
+        return option == "as_lora" and not whole
+
     def parameter(self, name: str) -> Parameter | None:
         bare = name.replace("-", "_")
         return next((p for p in self.parameters if p.name == bare), None)

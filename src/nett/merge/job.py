@@ -10,6 +10,7 @@ from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.dtypes import Array, Dtype
 from nett.core.errors import Refused
 from nett.core.registry import Card, View
+from nett.merge.averages import check_average
 from nett.merge.heads import HEAD, is_tied
 
 CHUNK = 1 << 17  # elements: a handful of float32 chunks stay in a core's cache
@@ -210,6 +211,7 @@ def plan_lines(
         if copied:
             notes.append(f"{line.name} ({first.info.dtype.name}) is copied from {first.checkpoint.path}")
         parameters = {} if copied else resolve(line.name)
+        check_average(card, line.name, parameters, len(line.tuned))
         task = TensorTask(
             name=line.name,
             shape=first.info.shape,
