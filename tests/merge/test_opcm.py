@@ -293,6 +293,34 @@ def test_verify_and_rerun(tmp_path: Path, five: Family) -> None:
     assert f"rerun: {gone} is not there any more, so it was not done again" in said.out
 
 
+def test_a_state_is_verified(tmp_path: Path, five: Family) -> None:
+    """Its file, its numbers, and the models that are in it, which may be gone but not others."""
+    state, gone = tmp_path / "state", tmp_path / "gone"
+    shutil.copytree(five.paths[0], gone)
+    words = ("--base", five.base_path, "--no-speak", "--state", str(state))
+    nett("merge", "opcm", str(gone), five.paths[1], "--out", str(tmp_path / "out"), *words).succeeded()
+    said = nett("verify", str(state), "--json", str(tmp_path / "found.json"), "--rerun").succeeded().out
+    assert "model gone: " in said and "base: " in said and "sha256 equal" in said and "verify the output" in said
+    assert len(json.loads((tmp_path / "found.json").read_text())["checks"]) == 6
+    file = gone / "model.safetensors"
+    file.write_bytes(Path(five.paths[2], "model.safetensors").read_bytes())
+    nett("verify", str(state)).failed(4, "model gone")
+    shutil.rmtree(gone)
+    assert "is not there any more" in nett("verify", str(state)).succeeded().out
+    record = json.loads((state / STATE).read_text())
+    name = next(n for n, v in record["numbers"].items() if v)
+    short = record | {"numbers": record["numbers"] | {name: [1.0]}}
+    (state / STATE).write_text(json.dumps(short))
+    nett("verify", str(state)).failed(4, "numbers")
+    (state / STATE).write_text(json.dumps(record))
+    blob = bytearray((state / TENSORS).read_bytes())
+    blob[-1] ^= 1
+    (state / TENSORS).write_bytes(blob)
+    nett("verify", str(state)).failed(4, f"file {TENSORS}")
+    (state / STATE).unlink()
+    nett("verify", str(state)).failed(3, "carries no receipt")
+
+
 def spoil(state: Path, what: str, five: Family) -> list[str]:
     """Make a state unfit in one way; further words of the command line."""
     record = json.loads((state / STATE).read_text())

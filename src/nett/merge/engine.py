@@ -165,6 +165,13 @@ def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dic
     return verify_merge(folder, receipt, **options)
 
 
+def verify_kept(folder: Path, **options: Any) -> list[dict[str, Any]] | None:
+    """Check what ``--state`` keeps; None where the folder is none. See :mod:`nett.merge.state_verifying`."""
+    from nett.merge.state_verifying import verify_state
+
+    return verify_state(folder, **options)
+
+
 def recipe(
     file: Path,
     *,

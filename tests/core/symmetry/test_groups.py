@@ -72,6 +72,11 @@ def test_code_that_names_nothing(tmp_path):
         network("nets")
     with pytest.raises(UsageError, match=r"no function 'sevn'. Did you mean 'seven'"):
         network(f"{tmp_path}/nets.py:sevn")
+    (tmp_path / "more.py").write_text(
+        "from torch import nn\nfrom json import dumps\ndef net():\n    return nn.Linear(2, 2)\n"
+    )
+    with pytest.raises(UsageError, match=r"no function 'zzz'. Known: net\.$"):
+        network(f"{tmp_path}/more.py:zzz")
     with pytest.raises(UsageError, match="gave a int, not a torch module"):
         network(f"{tmp_path}/nets.py:seven")
     with pytest.raises(UsageError, match="there is no file"):

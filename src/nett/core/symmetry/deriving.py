@@ -85,11 +85,19 @@ def network(named: str) -> Any:
             raise UsageError(f"cannot import {place!r}: {error}", where=named) from error
     made = getattr(code, function, None)
     if not callable(made):
-        raise UsageError(f"{place} has no function {function!r}.{did_you_mean(function, dir(code))}", where=named)
+        raise UsageError(f"{place} has no function {function!r}.{_near(code, function)}", where=named)
     module = made()
     if not hasattr(module, "state_dict"):
         raise UsageError(f"{function}() gave a {type(module).__name__}, not a torch module", where=named)
     return module
+
+
+def _near(code: Any, function: str) -> str:
+    """What may have been meant: the nearest public callables, or those that the file itself makes."""
+    public = {name: made for name, made in vars(code).items() if not name.startswith("_") and callable(made)}
+    near = did_you_mean(function, public)
+    own = [name for name, made in public.items() if getattr(made, "__module__", None) == code.__name__]
+    return near if "Did" in near else did_you_mean(function, own)
 
 
 def example_input(shape: str) -> Any:
