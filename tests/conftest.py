@@ -1,12 +1,15 @@
-"""Settings of the whole test run: hypothesis, the option that stores the outcomes of the laws."""
+"""Settings of the whole test run: hypothesis, what its processes share, the option that stores outcomes of the laws."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from support import compiling, shared
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 settings.register_profile("default", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)
@@ -23,8 +26,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Laws(config), "nett-laws")
+    if hasattr(config, "workerinput"):
+        compiling.one_at_a_time()
+        return
+    config.pluginmanager.register(_Laws(config), "nett-laws")
+    folder = shared.begin_run()
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes whole stretches of files, so that what a file makes for its tests is made once; at the end, those
+    that are done take over from the others."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -26,7 +26,7 @@ from nett.merge import engine, job, stream
 from nett.merge.outputs import outputs_of
 from support.forge import forge
 from support.memory import ArraysCheckpoint, merged_in_memory
-from support.shared import shared_folder
+from support.shared import made_once
 from support.tensors import Array, read_tensors, rounded, write_tensors
 
 Law = Callable[[Card, Path], None]
@@ -198,17 +198,23 @@ def digests() -> dict[str, str]:
 
 
 @cache
-def digests_under(hash_seed: str) -> dict[str, str]:
-    """The same in a process of its own."""
+def digests_under(hash_seed: str, laws: str = "merge_laws") -> dict[str, str]:
+    """The same (of the cards of these laws) in a process of its own."""
     tests = Path(__file__).resolve().parents[1]
     code = (
-        f"import sys, json; sys.path.insert(0, {str(tests)!r}); from conformance import merge_laws;"
-        " print(json.dumps(merge_laws.digests()))"
+        f"import sys, json; sys.path.insert(0, {str(tests)!r}); from conformance import {laws};"
+        f" print(json.dumps({laws}.digests()))"
     )
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
+
+    def make(folder: Path) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    found: dict[str, str] = made_once(f"{laws}-{hash_seed}", make)
     return found
 
 
@@ -352,7 +358,6 @@ def budget_is_kept_in_bytes(card: Card, folder: Path) -> None:
                 assert len(blob) - header == expected
 
 
-@cache
 def large_models(root: Path) -> dict[str, list[str]]:
     """Two model families of bfloat16, the second with four times the tensors of the first."""
     rng = np.random.default_rng(8)
@@ -369,7 +374,7 @@ def large_models(root: Path) -> dict[str, list[str]]:
 
 def peak_memory_within_grain(card: Card, folder: Path) -> None:
     """Four times the model does not take more memory: 12 and 48 MB a model, chunks of 64 Ki elements."""
-    found = large_models(shared_folder() / "large")
+    found: dict[str, list[str]] = made_once("large", large_models)
     peaks = {}
     for family, (base, *models) in found.items():
         peaks[family] = forge().run(

@@ -18,6 +18,7 @@ import nett as package
 from nett.core.edge import SCHEMA
 from nett.core.tiny import write_llama
 from support.cli import nett
+from support.deaths import deaths, every_step
 from support.forge import forge
 from support.gguf_files import write_llama_gguf
 from support.tensors import Array, header_of, read_tensors, rounded, to_bits, write_tensors
@@ -395,17 +396,18 @@ def contents(place: Path) -> dict[str, bytes]:
     }
 
 
+@every_step
 @pytest.mark.parametrize("target", ["out", "out.safetensors"])
-def test_death_at_every_write_step(wide: Path, tmp_path: Path, target: str) -> None:
+def test_death_at_every_write_step(wide: Path, tmp_path: Path, target: str, dense: bool) -> None:
     """Whatever the moment: nothing under the output's name or all of it, and the same bytes after a second run."""
     small = {"call": "convert", "source": str(wide), "dtype": "bf16", "chunk": 512, "mark": 4096, "threads": 2}
     small |= {} if "." in target else {"shard_size": "20kB"}
     calm = tmp_path / "calm"
     calm.mkdir()
-    steps = forge().run("support.work:counted", out=str(calm / target), **small)
+    kinds = forge().run("support.work:kinds", out=str(calm / target), **small)
     expected = contents(calm)
-    assert steps > 40
-    for step in (*range(0, steps - 8, 10), *range(steps - 8, steps)):  # the last ones put it in its place
+    assert len(kinds) > 40
+    for step in deaths(kinds, every=11, offset=5 if "." in target else 0, dense=dense):
         place = tmp_path / f"at{step}"
         place.mkdir()
         forge().start("support.work:counted", die_at=step, torn=step % 2 == 1, out=str(place / target), **small)

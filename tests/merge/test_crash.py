@@ -15,6 +15,7 @@ import pytest
 
 from nett.core.tiny import fine_tune_of, write_llama
 from support.cli import nett
+from support.deaths import deaths, every_step
 from support.forge import forge
 
 PIECES: dict[str, Any] = {"chunk": 128, "small": 512, "mark": 1024, "threads": 2}
@@ -54,17 +55,18 @@ def figures(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in receipt.items() if k not in ("created", "seconds", "peak_memory_bytes")}
 
 
-def undisturbed(case: str, models: dict[str, Any], out: Path) -> tuple[int, dict[str, bytes], dict[str, Any]]:
-    """How many write steps the case takes, the bytes and the figures that come out."""
-    steps = forge().run("support.work:counted", call="merge", out=str(out), **models, **PIECES, **CASES[case])
-    return steps, weights(out), figures(out)
+def undisturbed(case: str, models: dict[str, Any], out: Path) -> tuple[list[str], dict[str, bytes], dict[str, Any]]:
+    """The write steps that the case takes, by their kinds, the bytes and the figures that come out."""
+    kinds = forge().run("support.work:kinds", call="merge", out=str(out), **models, **PIECES, **CASES[case])
+    return kinds, weights(out), figures(out)
 
 
+@every_step
 @pytest.mark.parametrize("case", CASES)
-def test_death_at_every_write_step(tmp_path: Path, models: dict[str, Any], case: str) -> None:
-    steps, expected, told = undisturbed(case, models, tmp_path / "calm")
-    assert steps > 60
-    for step in range(steps):
+def test_death_at_every_write_step(tmp_path: Path, models: dict[str, Any], case: str, dense: bool) -> None:
+    kinds, expected, told = undisturbed(case, models, tmp_path / "calm")
+    assert len(kinds) > 60
+    for step in deaths(kinds, every=13, offset=3 * list(CASES).index(case), dense=dense):
         out = tmp_path / f"out{step}"
         arguments = {**models, **PIECES, **CASES[case], "out": str(out), "call": "merge"}
         forge().start("support.work:counted", die_at=step, torn=step % 2 == 1, **arguments)
@@ -79,14 +81,14 @@ def test_death_at_every_write_step(tmp_path: Path, models: dict[str, Any], case:
 
 def test_a_resumed_run_does_not_start_again(tmp_path: Path, models: dict[str, Any]) -> None:
     """What was journalled before the death is not written a second time, and not surveyed again."""
-    steps, expected, _ = undisturbed("ties", models, tmp_path / "calm")
+    kinds, expected, _ = undisturbed("ties", models, tmp_path / "calm")
     arguments = {**models, **PIECES, **CASES["ties"], "out": str(tmp_path / "out"), "call": "merge"}
-    forge().start("support.work:counted", die_at=int(steps * 0.8), **arguments)
+    forge().start("support.work:counted", die_at=int(len(kinds) * 0.8), **arguments)
     assert forge().wait().code == 77
     journal = tmp_path / ".out.nett-partial" / "nett-journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert any("known" in line for line in lines) and any("task" in line for line in lines)
-    assert forge().run("support.work:counted", **arguments) < steps / 2
+    assert forge().run("support.work:counted", **arguments) < len(kinds) / 2
     assert weights(tmp_path / "out") == expected
 
 
@@ -113,13 +115,14 @@ def test_death_while_replacing_keeps_the_old_or_the_new(tmp_path: Path, models: 
         shutil.rmtree(out)
 
 
-def test_death_at_every_write_step_of_a_restore(tmp_path: Path, models: dict[str, Any]) -> None:
+@every_step
+def test_death_at_every_write_step_of_a_restore(tmp_path: Path, models: dict[str, Any], dense: bool) -> None:
     forge().run("support.work:merge", method="tall_masks", out=str(tmp_path / "masks"), **models)
     arguments = {"call": "restore", "folder": str(tmp_path / "masks"), "task": "m2"}
-    steps = forge().run("support.work:counted", out=str(tmp_path / "calm"), **arguments)
+    kinds = forge().run("support.work:kinds", out=str(tmp_path / "calm"), **arguments)
     found = {f.name: f.read_bytes() for f in (tmp_path / "calm").iterdir() if f.name not in ("nett.json", "nett.html")}
-    assert "chat_template.jinja" in found and steps > 15
-    for step in range(steps):
+    assert "chat_template.jinja" in found and len(kinds) > 15
+    for step in deaths(kinds, every=5, dense=dense):
         out = tmp_path / f"out{step}"
         forge().start("support.work:counted", out=str(out), die_at=step, torn=step % 2 == 1, **arguments)
         assert forge().wait().code == 77
@@ -140,7 +143,8 @@ def killed_at_random(tmp_path: Path, models: dict[str, Any], case: str, kills: i
     expected, told = weights(out), figures(out)
     shutil.rmtree(out)
     killed = finished = resumed = 0
-    while killed < kills:
+    while killed < kills or resumed <= kills / 4:
+        assert killed < 4 * kills
         resumed += (tmp_path / ".out.nett-partial").exists()
         pid = forge().start("support.work:merge", **arguments)
         time.sleep(chance.random() * lasts)
@@ -152,16 +156,16 @@ def killed_at_random(tmp_path: Path, models: dict[str, Any], case: str, kills: i
             assert weights(out) == expected and figures(out) == told
             shutil.rmtree(out)
             finished += 1
-    assert resumed > kills / 4
     forge().run("support.work:merge", **arguments)
     assert weights(out) == expected and figures(out) == told
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
-def test_fifty_kills_from_outside(tmp_path: Path, models: dict[str, Any], case: str) -> None:
-    """Two hundred in all, over four methods."""
-    killed_at_random(tmp_path, models, case, 50, seed=len(case))
+def test_kills_from_outside(tmp_path: Path, models: dict[str, Any], case: str, kills: int) -> None:
+    """Forty in all (or two hundred), over four methods."""
+    killed_at_random(tmp_path, models, case, kills, seed=len(case) + kills)
 
 
 def test_two_writers_of_one_output(tmp_path: Path, models: dict[str, Any]) -> None:
@@ -210,8 +214,8 @@ def test_other_work_does_not_go_on_from_what_is_left(tmp_path: Path, models: dic
 def test_what_was_left_is_not_believed_blindly(tmp_path: Path, models: dict[str, Any]) -> None:
     """Bytes that are not what the journal says: said with the file and what to do, and not built upon."""
     arguments = {**models, **PIECES, **CASES["ties"], "call": "merge", "out": str(tmp_path / "out")}
-    steps, expected, _ = undisturbed("ties", models, tmp_path / "calm")
-    forge().start("support.work:counted", die_at=int(steps * 0.8), **arguments)
+    kinds, expected, _ = undisturbed("ties", models, tmp_path / "calm")
+    forge().start("support.work:counted", die_at=int(len(kinds) * 0.8), **arguments)
     assert forge().wait().code == 77
     left = tmp_path / ".out.nett-partial"
     with (left / "model.safetensors").open("r+b") as file:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nett.merge.explain import explain
 from support.cli import nett
 from support.recipes import NAMES, depth, resolved, write_family, write_recipe
-from support.shared import shared_folder
+from support.shared import made_once
 
 PARTS = ["mlp", "self_attn", "norm", "layers.1", "model.", ".weight", "embed_tokens", "lm_head", "down_proj", "0"]
 
@@ -27,10 +27,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def family() -> Path:
-    place = shared_folder() / "recipes"
-    if not place.is_dir():
+    def make(place: Path) -> str:
         write_family(place)
-    return place
+        return str(place)
+
+    return Path(made_once("recipes", make))
 
 
 def numbers(low: float = -2.0, high: float = 2.0) -> st.SearchStrategy[Any]:

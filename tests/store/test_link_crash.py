@@ -14,6 +14,7 @@ import pytest
 from nett.core.receipt import read_receipt
 from nett.store import engine
 from support.cli import nett
+from support.deaths import deaths, every_step
 from support.forge import forge
 
 FILES = {"a/x": 1, "b/x": 1, "a/z": 2, "b/z": 2, "c/x y": 1, "a/alone": 3}
@@ -48,15 +49,16 @@ def leftovers(root: Path) -> list[Path]:
     return [p for p in root.rglob(".nett*") if p.name != ".nett-link"]
 
 
+@every_step
 @pytest.mark.parametrize("reflinks", [False, True], ids=["hardlinks", "reflinks"])
-def test_death_at_every_write_step(tmp_path: Path, reflinks: bool) -> None:
+def test_death_at_every_write_step(tmp_path: Path, reflinks: bool, dense: bool) -> None:
     files = 4 if reflinks else 9
     calm = tree(tmp_path / "calm", files)
     expected, apart = bytes_of(calm), partition(calm)
-    steps = forge().run("support.work:counted", call="link", folders=[str(calm)], reflinks=reflinks)
+    kinds = forge().run("support.work:kinds", call="link", folders=[str(calm)], reflinks=reflinks)
     linked = partition(calm)
-    assert bytes_of(calm) == expected and steps > 20 and (reflinks or linked != apart)
-    for step in range(steps):
+    assert bytes_of(calm) == expected and len(kinds) > 20 and (reflinks or linked != apart)
+    for step in deaths(kinds, every=5, offset=2 * reflinks, dense=dense):
         root = tree(tmp_path / f"tree{step}", files)
         arguments = {"call": "link", "folders": [str(root)], "reflinks": reflinks}
         forge().start("support.work:counted", die_at=step, torn=step % 2 == 1, **arguments)
@@ -77,7 +79,8 @@ def test_death_at_every_write_step(tmp_path: Path, reflinks: bool) -> None:
         shutil.rmtree(root)
 
 
-def test_death_at_every_write_step_of_a_restore(tmp_path: Path) -> None:
+@every_step
+def test_death_at_every_write_step_of_a_restore(tmp_path: Path, dense: bool) -> None:
     made = tree(tmp_path / "made", 5)
     expected, apart = bytes_of(made), partition(made)
     forge().run("support.work:link", folders=[str(made)])
@@ -92,9 +95,9 @@ def test_death_at_every_write_step_of_a_restore(tmp_path: Path) -> None:
         return made, made / ".nett-link"
 
     root, receipt = again()
-    steps = forge().run("support.work:counted", call="unlink", folder=str(receipt))
-    assert partition(root) == apart and steps > 15
-    for step in range(steps):
+    kinds = forge().run("support.work:kinds", call="unlink", folder=str(receipt))
+    assert partition(root) == apart and len(kinds) > 15
+    for step in deaths(kinds, every=5, offset=1, dense=dense):
         root, receipt = again()
         forge().start("support.work:counted", call="unlink", folder=str(receipt), die_at=step, torn=step % 2 == 1)
         assert forge().wait().code == 77

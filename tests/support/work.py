@@ -22,6 +22,7 @@ STEPS = (
     "unlink",
     "mkdir",
 )
+SUFFIXES = (".json", ".jsonl", ".safetensors", ".html", ".jinja")
 
 
 def warm() -> None:
@@ -183,14 +184,14 @@ def counted(*, call: str, die_at: int = -1, torn: bool = False, **arguments: Any
     return taken
 
 
-def renames(*, call: str, **arguments: Any) -> list[int]:
-    """Do the work and return at which of its write steps something is renamed."""
+def kinds(*, call: str, **arguments: Any) -> list[str]:
+    """Do the work and return of each of its write steps what it does to what: ``fdatasync .jsonl``, ``fsync folder``."""
     taken: list[str] = []
 
     def watched(name: str, real: Any) -> Any:
         def step(*args: Any, **kwargs: Any) -> Any:
             if not _for_numba():
-                taken.append(name)
+                taken.append(f"{name} {_kind_of(args[0])}")
             return real(*args, **kwargs)
 
         return step
@@ -198,7 +199,12 @@ def renames(*, call: str, **arguments: Any) -> list[int]:
     for name in STEPS:
         setattr(os, name, watched(name, getattr(os, name)))
     globals()[call](**arguments)
-    return [i for i, name in enumerate(taken) if name == "rename"]
+    return taken
+
+
+def _kind_of(first: Any) -> str:
+    path = Path(os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first)
+    return "folder" if path.is_dir() else path.suffix if path.suffix in SUFFIXES else "file"
 
 
 def _for_numba() -> bool:
