@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import compiling, shared
+from support import compiling, shared, typechecker
+
+typechecker.check_types_of("nett")
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 settings.register_profile("default", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)
