@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import compiling, shared, typechecker
+from support import compiling, shared, typechecker, unsynced
 
 typechecker.check_types_of("nett")
+unsynced.do_not_wait_for_the_disk()
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 settings.register_profile("default", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)

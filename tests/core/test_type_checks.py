@@ -19,9 +19,11 @@ TOY = """
 from __future__ import annotations
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+if TYPE_CHECKING:
+    from numpy import ndarray
 
-LINE = 9  # of the function below
+LINE = 11  # of the function below
 
 @functools.cache
 def half(x: float) -> float:
@@ -29,6 +31,9 @@ def half(x: float) -> float:
 
 def wrong() -> int:
     return "1"
+
+def anything(values: list[ndarray]) -> int:
+    return 1
 
 def numbers(count: int) -> list:
     def one(i: int) -> int:
@@ -68,6 +73,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
 
 def test_what_is_given_and_what_comes_out(toy: ModuleType) -> None:
     assert toy.half(3) == 1.5  # an int is a float
+    assert toy.anything(3) == 1 and toy.anything.__annotations__ == {"values": "list[ndarray]", "return": "int"}
     assert toy.half.__wrapped__.__wrapped__.__code__.co_firstlineno == toy.LINE  # numba's cache goes by it
     for call in (lambda: toy.half("1"), toy.wrong, lambda: toy.Point("1"), lambda: toy.Point(1).moved("1"),
                  lambda: toy.Point.at("1"), lambda: toy.Point(1).name, lambda: toy.Pair(1).twice()):  # fmt: skip

@@ -19,6 +19,7 @@ from nett.store.library import Library
 from nett.store.remove import remove
 from nett.store.restoring import contents, restore_model
 from support import sequences
+from support.deaths import deaths, every_step
 from support.forge import forge
 
 
@@ -98,22 +99,16 @@ def test_two_writers(tmp_path: Path, models: dict[str, Path]) -> None:
     add([str(models["m1"])], into=str(store))
 
 
-def _steps(models: dict[str, Path], store: Path) -> int:
-    return int(
-        forge().run(
-            "support.work:counted", call="store_add", models=[str(p) for p in models.values()], store=str(store)
-        )
-    )
-
-
-def test_death_at_the_write_steps_of_an_add(tmp_path: Path, models: dict[str, Path]) -> None:
+@every_step
+def test_death_at_the_write_steps_of_an_add(tmp_path: Path, models: dict[str, Path], dense: bool) -> None:
     """Whatever the moment: what was in the store is whole, and the same command again ends the work."""
     some = {n: models[n] for n in ("base", "m1")}
-    steps = _steps(some, tmp_path / "calm")
-    assert steps > 40
-    for step in sorted({*range(0, steps, 9), *range(steps - 5, steps)}):
+    given = {"call": "store_add", "models": [str(p) for p in some.values()]}
+    kinds = forge().run("support.work:kinds", store=str(tmp_path / "calm"), **given)
+    assert len(kinds) > 40
+    for step in deaths(kinds, every=13, dense=dense):
         store = tmp_path / f"store{step}"
-        arguments = {"call": "store_add", "models": [str(p) for p in some.values()], "store": str(store)}
+        arguments = given | {"store": str(store)}
         forge().start("support.work:counted", die_at=step, torn=step % 2 == 1, **arguments)
         assert forge().wait().code == 77
         if (store / "nett.json").is_file():
@@ -125,7 +120,8 @@ def test_death_at_the_write_steps_of_an_add(tmp_path: Path, models: dict[str, Pa
         shutil.rmtree(store)
 
 
-def test_kills_from_outside(tmp_path: Path, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.slow)])
+def test_kills_from_outside(tmp_path: Path, models: dict[str, Path], kills: int) -> None:
     chance = random.Random(4)
     store = tmp_path / "store"
     arguments = {"models": [str(p) for p in models.values()], "store": str(store)}
@@ -133,7 +129,7 @@ def test_kills_from_outside(tmp_path: Path, models: dict[str, Path]) -> None:
     forge().run("support.work:store_add", **arguments)
     lasts = time.monotonic() - began
     shutil.rmtree(store)
-    for _ in range(15):
+    for _ in range(kills):
         pid = forge().start("support.work:store_add", **arguments)
         time.sleep(chance.random() * lasts)
         os.kill(pid, signal.SIGKILL)

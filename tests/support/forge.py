@@ -86,6 +86,7 @@ def serve() -> None:
     """The warm process: answers on what was its standard output, which children may not touch."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    importlib.import_module("support.unsynced").do_not_wait_for_the_disk()
     importlib.import_module("support.compiling").one_at_a_time()
     importlib.import_module("support.work").warm()
 

@@ -40,10 +40,29 @@ def checked(function: Any) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not made:
-            made.append(beartype(function, conf=_CONF))
+            made.append(_with_check(function))
         return made[0](*args, **kwargs)
 
     return call
+
+
+def _with_check(function: Any) -> Any:
+    """Names that only a type checker imports stand for anything."""
+    written = function.__annotations__
+    function.__annotations__ = {name: _resolved(hint, function) for name, hint in written.items()}
+    try:
+        return beartype(function, conf=_CONF)
+    finally:
+        function.__annotations__ = written
+
+
+def _resolved(hint: Any, function: Any) -> Any:
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, function.__globals__)
+    except (NameError, AttributeError):
+        return Any
 
 
 def checked_once(function: Any) -> Any:

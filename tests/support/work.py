@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -52,6 +53,15 @@ def warm() -> None:
         merge(method="tall_masks", models=paths[1:], base=paths[0], out=str(Path(folder) / "out"), threads=2)
         restore(folder=str(Path(folder) / "out"), task="m1", out=str(Path(folder) / "back"))
         convert(source=paths[0], out=str(Path(folder) / "converted"), dtype="bf16", threads=2)
+        for path in paths:
+            write_tensors(Path(path) / "model.safetensors", {"a": rng.normal(size=(80, 32))}, "BF16")
+            shutil.copytree(path, f"{path}-copy")
+        store = str(Path(folder) / "store")
+        store_add(models=paths, store=store)
+        store_remove(model=f"{store}/base")
+        store_gc(store=store, recode="always")
+        link(folders=[folder])
+        unlink(folder=str(Path(folder) / ".nett-link"))
 
 
 def small_pieces(chunk: int, small: int, mark: int) -> None:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,27 @@ def _sources(package: Path) -> Iterator[tuple[str, Path]]:
 
 def all_cards(package: Path = PACKAGE) -> list[Card]:
     """Every card of the package; from the index where the sources are unchanged."""
-    return [Card.from_json(r) for entry in _index(package).values() for r in entry["cards"]]
+    return list(_own_cards()) if package == PACKAGE else [*_cards_of(_index(package))]
+
+
+@cache
+def _own_index() -> dict[str, Any]:
+    """That of this package, looked at once in a process: what was imported of it does not change either."""
+    return _index(PACKAGE)
+
+
+@cache
+def _own_cards() -> tuple[Card, ...]:
+    return tuple(_cards_of(_own_index()))
+
+
+def _cards_of(index: Mapping[str, Any]) -> Iterator[Card]:
+    return (Card.from_json(r) for entry in index.values() for r in entry["cards"])
 
 
 def engine_options(room: str, function: str, package: Path = PACKAGE) -> tuple[Parameter, ...]:
     """The keyword-only parameters of ``engine.run`` (options of each method of the room) or ``engine.recipe``."""
-    for entry in _index(package).values():
+    for entry in (_own_index() if package == PACKAGE else _index(package)).values():
         if entry["room"] == room and function in entry["options"]:
             return Card.from_json(entry["options"][function]).parameters
     return ()
