@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,11 +26,12 @@ SUFFIXES = (".json", ".jsonl", ".safetensors", ".html", ".jinja")
 
 
 def warm() -> None:
-    """Import and compile everything once, on a model of a few numbers in memory."""
+    """Import and compile once what children call: merges of a few numbers in memory, every verb on pico models."""
     import numpy as np
 
     from nett.core.cards import all_cards
     from nett.core.progress import report
+    from nett.core.tiny import fine_tune_of, write_llama
     from nett.merge import engine, restoring  # noqa: F401
     from support.memory import ArraysCheckpoint, merged_in_memory
     from support.tensors import write_tensors
@@ -53,12 +53,12 @@ def warm() -> None:
         merge(method="tall_masks", models=paths[1:], base=paths[0], out=str(Path(folder) / "out"), threads=2)
         restore(folder=str(Path(folder) / "out"), task="m1", out=str(Path(folder) / "back"))
         convert(source=paths[0], out=str(Path(folder) / "converted"), dtype="bf16", threads=2)
-        for path in paths:
-            write_tensors(Path(path) / "model.safetensors", {"a": rng.normal(size=(80, 32))}, "BF16")
-            shutil.copytree(path, f"{path}-copy")
+        base = write_llama(Path(folder) / "llama", layers=1, hidden=32, vocab=80, inter=48, heads=2, kv_heads=1)
+        models = [str(base), str(fine_tune_of(base, Path(folder) / "tuned", seed=1))]
         store = str(Path(folder) / "store")
-        store_add(models=paths, store=store)
-        store_remove(model=f"{store}/base")
+        store_add(models=models, store=store)
+        spoken(words=["restore", f"{store}/tuned", "--out", str(Path(folder) / "restored"), "--quiet"])
+        store_remove(model=f"{store}/llama")
         store_gc(store=store, recode="always")
         link(folders=[folder])
         unlink(folder=str(Path(folder) / ".nett-link"))
