@@ -67,8 +67,8 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
         points[bed.name, bed.size] = _one_case(bed, seed, outcomes, figures)
         said = [f"{n} {outcomes.accuracies((bed.name, bed.size), n)[-1]:.1f}" for n in (ALONE, AVERAGE, MATCHING)]
         for way in (PARTIAL, PLEAS):
-            found = (outcomes.accuracies((bed.name, bed.size), at(way, b))[-1] for b in BUDGETS)
-            said.append(f"{way} " + " ".join(f"{a:.1f}" for a in found))
+            shares = (outcomes.accuracies((bed.name, bed.size), at(way, b))[-1] for b in BUDGETS)
+            said.append(f"{way} " + " ".join(f"{a:.1f}" for a in shares))
         progress(f"{bed.name}, {bed.size}, seed {seed}: {', '.join(said)}")
     for cell, by_seed in outcomes.correct.items():
         for seed, found in by_seed.items():

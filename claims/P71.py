@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -165,6 +166,10 @@ def gap(rows: Sequence[Mapping[str, float]], what: Callable[[Mapping[str, float]
     return Gap(float(np.mean(found)), spread(found) / sqrt(len(found)))
 
 
+def _rise(row: Mapping[str, float], at: float) -> float:
+    return row[AFTER.format(at)] - row[BEFORE.format(at)]
+
+
 def _checks(values: Mapping[Cell, Sequence[Mapping[str, float]]]) -> list[Check]:
     by_bed: dict[str, list[Cell]] = {}
     for cell in values:
@@ -175,10 +180,7 @@ def _checks(values: Mapping[Cell, Sequence[Mapping[str, float]]]) -> list[Check]
     }
     ratio = {c: _mean(rows, RATIO) for c, rows in values.items()}
     drift = max(r[DRIFT] for rows in values.values() for r in rows)
-    rise = {
-        g: {c: gap(rows, lambda r, g=g: r[AFTER.format(g)] - r[BEFORE.format(g)]) for c, rows in values.items()}
-        for g in GAMMAS
-    }
+    rise = {g: {c: gap(rows, partial(_rise, at=g)) for c, rows in values.items()} for g in GAMMAS}
     more = {
         c: gap(
             rows,

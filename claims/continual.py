@@ -107,7 +107,7 @@ def last(stream: Iterator[Flat]) -> Flat:
 
 def choose(bed: Bed, way: Continual, orders: Sequence[Order], rows: Rows) -> float:
     """The setting with the best mean accuracy on validation, of the last model over the first orders; the first of equals."""
-    drawn = {t: {"val": tuple(part[rows[t]] for part in bed.data[t]["val"])} for t in bed.tasks}
+    drawn = {t: {"val": (bed.data[t]["val"][0][rows[t]], bed.data[t]["val"][1][rows[t]])} for t in bed.tasks}
     judge = replace(bed, data=drawn)
     found = []
     for value in way.grid:

@@ -21,23 +21,24 @@ BASE_STEPS, TUNE_EPOCHS, BATCH, RATE = 300, 15, 64, 1e-3
 TUNE_RATE = RATE
 
 Tensors = dict[str, torch.Tensor]
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def _tasks(seed: int) -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]]:
+def _tasks(seed: int) -> dict[str, tuple[Change, Change]]:
     """Task -> (what is done to images [n, 8, 8], which labels take part)."""
     rng = np.random.default_rng([seed, 64])
     orders = [rng.permutation(64) for _ in range(2)]
 
-    def turned(quarters: int) -> Callable[[np.ndarray], np.ndarray]:
+    def turned(quarters: int) -> Change:
         return lambda x: np.rot90(x, quarters, axes=(1, 2))
 
-    def shuffled(order: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def shuffled(order: np.ndarray) -> Change:
         return lambda x: x.reshape(len(x), 64)[:, order].reshape(x.shape)
 
     def every(y: np.ndarray) -> np.ndarray:
         return y >= 0
 
-    found = {f"turned{90 * q}": (turned(q), every) for q in range(4)}
+    found: dict[str, tuple[Change, Change]] = {f"turned{90 * q}": (turned(q), every) for q in range(4)}
     found |= {f"shuffled{i}": (shuffled(order), every) for i, order in enumerate(orders)}
     found["mirrored_low"] = (lambda x: x[:, :, ::-1], lambda y: y < 5)
     found["negative_high"] = (lambda x: 16 - x, lambda y: y >= 5)
@@ -86,7 +87,7 @@ def _start(width: int, tasks: Sequence[str], draw: torch.Generator) -> tuple[Ten
         "ln2.bias": torch.zeros(width),
         "ln2.weight": torch.ones(width),
     }
-    heads = {}
+    heads: Tensors = {}
     for task in tasks:
         heads |= {f"{task}.weight": uniform(10, width), f"{task}.bias": torch.zeros(10)}
     return trunk, heads

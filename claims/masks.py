@@ -119,7 +119,7 @@ def through_files(bed: Bed, lambdas: Sequence[float], dtype: torch.dtype) -> Fil
             sum(f.stat().st_size for f in files),
         )
     if dtype == torch.float32:
-        for task, back, memory in zip(bed.tasks, restored, masked(bed, lambdas), strict=True):
-            if not np.array_equal(back, memory):
+        for task, read, memory in zip(bed.tasks, restored, masked(bed, lambdas), strict=True):
+            if not np.array_equal(read, memory):
                 raise NettError(f"{bed.name}, {task}: what was restored from files is not what the kernel rebuilds")
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,7 +138,7 @@ def merged_points(
         frontier_point(outcomes, bed, BASE, "the base alone", size, 0.0, trivial=True),
     ]
     for name, kernel in kernels.items():
-        seconds = seconds_of(lambda k=kernel, s=settings[name]: k(bed.base, bed.models, **s))
+        seconds = seconds_of(partial(kernel, bed.base, bed.models, **settings[name]))
         found.append(frontier_point(outcomes, bed, name, f"merge/{name.replace(' ', '_')}", size, seconds))
     return found
 

@@ -57,7 +57,7 @@ def _recipes() -> tuple[dict[str, Any], Any, Any, Mapping[str, float]]:
     tests = str(Path(__file__).resolve().parents[2] / "tests")
     sys.path.insert(0, tests)
     try:
-        from support.mergekit import CASES, UNIT, recipe_text, write_models
+        from support.mergekit import CASES, UNIT, recipe_text, write_models  # type: ignore[import-not-found]
     finally:
         sys.path.remove(tests)
     return CASES, write_models, recipe_text, UNIT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Spent, in_turn, make_cold, spend
@@ -42,6 +43,9 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
 def _against_mergekit(bed: Path, mergekit: Path, say: Say, pico: bool) -> list[Figure]:
     ours, theirs = (1, 1) if pico else (5, 3)
 
+    def cpu(command: str) -> float:
+        return spend(shlex.split(command), bed).cpu
+
     def merged_by_mergekit(dtype: str) -> Spent:
         (bed / "ties.yml").write_text(RECIPE + f"dtype: {dtype}\n", encoding="utf-8")
         shutil.rmtree(bed / "mergekit-out", ignore_errors=True)
@@ -49,7 +53,7 @@ def _against_mergekit(bed: Path, mergekit: Path, say: Say, pico: bool) -> list[F
 
     found = in_turn(
         {
-            **{name: (ours, lambda scope=scope: spend(shlex.split(scope), bed).cpu) for name, scope in SCOPES.items()},
+            **{name: (ours, partial(cpu, scope)) for name, scope in SCOPES.items()},
             "mergekit": (theirs, lambda: merged_by_mergekit("bfloat16").cpu),
         },
         "CPU s",
@@ -94,9 +98,7 @@ def _against_copying(bed: Path, say: Say, times: int) -> list[Figure]:
         make_cold(inputs)
         return spend(shlex.split(scope), bed).wall
 
-    found = in_turn(
-        {"cp": (times, copied), **{n: (times, lambda scope=s: merged(scope)) for n, s in SCOPES.items()}}, "s", say
-    )
+    found = in_turn({"cp": (times, copied), **{n: (times, partial(merged, s)) for n, s in SCOPES.items()}}, "s", say)
     shutil.rmtree(bed / "copied")
     return [
         Figure(

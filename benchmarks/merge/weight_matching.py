@@ -30,7 +30,7 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     first = {n: rng.normal(size=s).astype(np.float32) for n, s in symmetry.shapes.items()}
     apart = {n: rng.normal(size=s).astype(np.float32) for n, s in symmetry.shapes.items()}
     copy = symmetry.apply(first, symmetry.random(rng))
-    near = {n: t + np.float32(0.5) * rng.normal(size=t.shape).astype(np.float32) for n, t in copy.items()}
+    near = {n: t + np.float32(0.5) * np.asarray(rng.normal(size=t.shape), np.float32) for n, t in copy.items()}
     figures, times = [], 1 if pico else 3
     for what, other in (("unrelated weights", apart), ("a permuted copy with noise", near)):
 

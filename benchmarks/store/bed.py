@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,13 @@ def build(folder: Path, packaged: Path, assets: Path | None, say: Say) -> dict[s
         once(folder / "stories260K", lambda to: shutil.copytree(assets / "models/stories260K", to, dirs_exist_ok=True))
         found["stories260K"] = folder / "stories260K"
         for file in sorted((assets / "models/merge8").glob("*.safetensors")):
-            once(folder / f"merge8-{file.stem}", lambda to, file=file: shutil.copyfile(file, to / file.name))
+            once(folder / f"merge8-{file.stem}", partial(_copied, file))
             found[f"merge8-{file.stem}"] = folder / f"merge8-{file.stem}"
     return found
+
+
+def _copied(file: Path, to: Path) -> None:
+    shutil.copyfile(file, to / file.name)
 
 
 def build_pico(folder: Path) -> dict[str, Path]:
@@ -176,13 +181,16 @@ def _upcast(source: Path, to: Path) -> None:
 def main() -> None:
     import os
 
-    from benchmarks.store.peers import packages_folder
+    from benchmarks.store import peers
 
     parser = argparse.ArgumentParser(description="Build the bed of the store's benchmarks.")
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
     assets = os.environ.get("NETT_ASSETS")
-    for name, path in build(given.folder, packages_folder(print), Path(assets) if assets else None, print).items():
+    interpreter = peers.python(print)
+    assert interpreter is not None  # it is made where it was not there
+    packaged = peers.packages_folder(interpreter)
+    for name, path in build(given.folder, packaged, Path(assets) if assets else None, print).items():
         print(f"{name}: {path}")
 
 

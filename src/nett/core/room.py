@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, final
 
@@ -35,6 +36,10 @@ class Room(ModuleType):
         return self.__dict__[name]
 
 
-def furnish(name: str) -> None:
-    """Make the package ``name`` a :class:`Room`."""
-    sys.modules[name].__class__ = Room
+def furnish(name: str) -> Callable[[str], Any]:
+    """Make the package ``name`` a :class:`Room`. Returns its ``__getattr__``, by which type checkers know that it has
+    attributes which they do not see."""
+    room = sys.modules[name]
+    room.__class__ = Room
+    found: Callable[[str], Any] = room.__getattr__
+    return found

@@ -6,4 +6,4 @@ Start with `nett merge ties` or, to keep every task's accuracy at the price of a
 
 from nett.core.room import furnish
 
-furnish(__name__)
+__getattr__ = furnish(__name__)

@@ -7,4 +7,4 @@
 
 from nett.core.room import furnish
 
-furnish(__name__)
+__getattr__ = furnish(__name__)
