@@ -95,8 +95,13 @@ def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "TIES" in nett("bench", "merge", "--dry-run").succeeded().out
 
 
-@pytest.mark.bench
-@pytest.mark.parametrize("bench", BENCHES.values(), ids=BENCHES)
+QUICK = {"merge/weight_matching", "scan/checkpoint", "store/sizes"}  # less than 3 seconds of processor time each
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [pytest.param(b, id=name, marks=() if name in QUICK else pytest.mark.bench) for name, b in BENCHES.items()],
+)
 def test_a_benchmark_runs_on_pico_models(bench: Bench, tmp_path: Path) -> None:
     record = run_bench(bench, work=tmp_path, pico=True, say=lambda _: None)
     assert record["pico"] and record["figures"]
