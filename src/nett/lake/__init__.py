@@ -7,4 +7,4 @@ quarantine, `nett lake restore` brings tables back and `nett lake purge` empties
 
 from nett.core.room import furnish
 
-furnish(__name__)
+__getattr__ = furnish(__name__)
