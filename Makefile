@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 .PHONY: test demo lint docs laws claims bench clean
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 4  # half of them wait for the disk or a child process
+	$(BIN)/python -m pytest -n 4  # some of them wait for a child process
 
 demo: .venv/.demo
 	$(BIN)/python -m demo.run
