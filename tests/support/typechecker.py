@@ -28,6 +28,8 @@ _made: set[CodeType] = set()
 
 def check_types_of(package: str) -> None:
     """Check arguments and results of the functions and fields of the dataclasses of a package not imported yet."""
+    if any(isinstance(finder, _Finder) and finder.package == package for finder in sys.meta_path):
+        return
     if package in sys.modules:
         raise RuntimeError(f"{package} was imported before its types could be checked")
     sys.meta_path.insert(0, _Finder(package))
@@ -122,10 +124,10 @@ class _Loader(importlib.machinery.SourceFileLoader):
 @final
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, package: str) -> None:
-        self._package = package
+        self.package = package
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
-        if name.partition(".")[0] != self._package:
+        if name.partition(".")[0] != self.package:
             return None
         found = importlib.machinery.PathFinder.find_spec(name, path, target)
         if found is not None and type(found.loader) is importlib.machinery.SourceFileLoader:
