@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nett.core.cards import find_card
+from nett.core.checkpoint.safetensors import SafetensorsCheckpoint
 from nett.core.errors import UsageError
 from nett.merge import carrier, engine, opcm
 from nett.merge.state import STATE, TENSORS, read_state
@@ -419,8 +420,24 @@ def test_dry_run_says_what_is_new_and_writes_nothing(tmp_path: Path, five: Famil
     said = nett("--dry-run", "merge", "opcm", five.paths[1], "--base", five.base_path, "--out", str(tmp_path / "out"),
                 "--state", str(state)).succeeded()  # fmt: skip
     notes = json.loads(said.out)["notes"]
-    assert "holds 5 models" in notes[0] and "is in the state already" in notes[1]
+    assert "holds 5 models" in notes[0] and "is in the state already" in notes[1] and "told from paths" in notes[2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state"]
+
+
+def test_dry_run_reads_headers_only(
+    tmp_path: Path, five: Family, at_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> Any:
+        raise AssertionError("a tensor was read")
+
+    state = tmp_path / "state"
+    shutil.copytree(at_once / "state", state)
+    monkeypatch.setattr(SafetensorsCheckpoint, "read", read)
+    monkeypatch.setattr("nett.merge.state.file_sha256", read)
+    words = ("opcm", *five.paths[:2], "--base", five.base_path, "--out", str(tmp_path / "out"))
+    for more in ((), ("--state", str(tmp_path / "new")), ("--state", str(state))):
+        nett("--dry-run", "merge", *words, *more).succeeded()
+    nett("--dry-run", "merge", *words, "--alpha", "0.25", "--state", str(state)).failed(3, "was merged with alpha")
 
 
 # -- interrupted ------------------------------------------------------------------------------------------------

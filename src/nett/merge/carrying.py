@@ -63,24 +63,25 @@ class Carrying:
         return {"path": None if self.folder is None else str(self.folder.resolve()), "models": models}
 
 
-def plan_carrying(job: Job, folder: Path | None, out: Path) -> Carrying:
+def plan_carrying(job: Job, folder: Path | None, out: Path, *, headers: bool = False) -> Carrying:
     """Hash the tensors of all inputs, read and check the state, leave out models that are in it or given twice.
 
-    Refused where the state does not fit.
+    ``headers``: for a plan alone, nothing is hashed: models are known by their paths. Refused where the state does
+    not fit.
     """
     if job.base is None:
         raise NettError(f"{job.card.key} goes model by model but has no base to tell models from", where=job.card.key)
     if folder is not None:
         _apart(folder, out)
     before = read_state(folder) if folder is not None else None
-    base = _known(job.base, job.base.name)
+    base = _by_path(job.base, job.base.name, before) if headers else _known(job.base, job.base.name)
     layout = [_spec(job, "F32"), _spec(job, "F64")]
     spec = layout[job.wide]
     if before is not None and folder is not None:
-        held = check_state(before, folder, job.card, job.parameters, base, layout)
+        held = check_state(before, folder, job.card, job.parameters, base, layout, hashed=not headers)
     models, new, notes = list(before.models) if before else [], [], []
     for place, (label, model) in enumerate(zip(job.labels, job.tuned, strict=True)):
-        one = _known(model, label)
+        one = _by_path(model, label, before) if headers else _known(model, label)
         twin = next((m for m in models if m.sha256 == one.sha256), None)
         if twin is None:
             models.append(one)
@@ -88,6 +89,8 @@ def plan_carrying(job: Job, folder: Path | None, out: Path) -> Carrying:
             continue
         where = "is in the state already" if before and twin in before.models else "is given twice"
         notes.append(f"{one.path} {where} (the same tensors as {twin.name}, {twin.path}) and was left out")
+    if headers:
+        notes.append("told from paths; the tensors are hashed when it runs, and equal ones are then merged once")
     if before is not None and folder is not None:
         notes.insert(0, f"goes on from {folder}, which holds {_counted(before.models)}")
         if _reduced(job, new).wide and held is layout[0]:
@@ -117,6 +120,13 @@ def _apart(folder: Path, out: Path) -> None:
 
 def _known(checkpoint: Checkpoint, label: str) -> Known:
     return Known(label, checkpoint.reference, content_sha256(checkpoint))
+
+
+def _by_path(checkpoint: Checkpoint, label: str, before: State | None) -> Known:
+    """As :func:`_known` for a plan: a model of the state if it lies where that one lay, else one of its own."""
+    place = checkpoint.reference
+    known = [] if before is None else [m for m in (before.base, *before.models) if m.path == place]
+    return replace(known[0], name=label) if known else Known(label, place, f"path {place}")
 
 
 def _spec(job: Job, dtype: str) -> FileSpec:

@@ -55,7 +55,7 @@ def execute(
     if reuse and (whole := _finished(out, _key(job, shard_size, _states(job)))) is not None:
         return whole
     check_target(out, needed, overwrite=overwrite, inputs=[f for c in job.checkpoints for f in (c.path, *c.files)])
-    carrying = plan_carrying(job, state, out) if job.card.carries else None
+    carrying = plan_carrying(job, state, out, headers=dry_run) if job.card.carries else None
     if carrying is not None:
         job = carrying.job
         check_target(out, needed + carrying.scratch, overwrite=overwrite)

@@ -116,9 +116,19 @@ _AGAIN = "Begin a new state from all models: name another folder."
 
 
 def check_state(
-    state: State, folder: Path, card: Card, parameters: Mapping[str, Any], base: Known, layout: Sequence[FileSpec]
+    state: State,
+    folder: Path,
+    card: Card,
+    parameters: Mapping[str, Any],
+    base: Known,
+    layout: Sequence[FileSpec],
+    *,
+    hashed: bool = True,
 ) -> FileSpec:
-    """The one of ``layout`` (the same tensors in other types) that the state has; Refused, by name, at what does not fit."""
+    """The one of ``layout`` (the same tensors in other types) that the state has; Refused, by name, at what does not fit.
+
+    ``hashed``: compare hashes too, of the base and of the tensor file.
+    """
 
     def other(what: str, hint: str = _AGAIN) -> Refused:
         return Refused(what, where=folder, hint=hint)
@@ -133,7 +143,7 @@ def check_state(
                 f"Go on with --{name.replace('_', '-')} {state.parameters.get(name)}, or begin a new state: name another"
                 " folder.",
             )
-    if state.base.sha256 != base.sha256:
+    if hashed and state.base.sha256 != base.sha256:
         raise other(
             f"was merged over the base {state.base.name!r} ({state.base.path}, sha256 {state.base.sha256[:12]}…), which"
             f" is another than {base.path} (sha256 {base.sha256[:12]}…)"
@@ -150,7 +160,7 @@ def check_state(
             break
     else:
         raise other("holds tensors of another type than it was begun with")
-    if file_sha256(state.place / TENSORS) != state.sha256:
+    if hashed and file_sha256(state.place / TENSORS) != state.sha256:
         raise Refused(
             f"was changed since nett wrote it: its sha256 is not that of {STATE}", where=folder / TENSORS, hint=_AGAIN
         )
