@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
+from urllib.parse import unquote
 
 from nett.core.progress import report
-from nett.lake.formats import Unreadable, endings, module_of
+from nett.lake.formats import Unreadable, endings, module_of, rooted
 from nett.lake.place import HIDDEN, Place
 from nett.lake.table import File, Table
 
 PARTITION = re.compile(r"[^=/]+=[^/]*")
+NOTHING = "__HIVE_DEFAULT_PARTITION__"  # as Hive writes NULL
 PART = re.compile(r"part-\d+")  # as Hadoop and Spark name the files of one table
 
 
@@ -26,6 +28,7 @@ class Warning:
     table: str
     what: str  # unreadable, ragged, no-columns, …
     why: str
+    kept: bool = False  # whether the table is read all the same
 
     def as_json(self) -> dict[str, str]:
         return {"table": self.table, "warning": self.what, "why": self.why}
@@ -42,34 +45,60 @@ class Candidate:
 
 
 def candidates(place: Place) -> list[Candidate]:
-    """Every table of a lake by its files, in the order of their names."""
+    """Every table of a lake by its files, in the order of their names. What lies in a folder that is itself a table
+    (a log tells it, or metadata) belongs to that table."""
     known = sorted(endings().items(), key=lambda item: -len(item[0]))
+    walked = list(place.files())
+    roots = {root: format for name, _ in walked for root, format in [_root(name)] if root is not None}
     grouped: dict[tuple[str, str], list[File]] = {}
-    for name, file in place.files():
-        if os.path.basename(name).startswith(HIDDEN):
+    for name, file in walked:
+        above = next((folder for folder in _above(name) if folder in roots), None)
+        if above is not None:
+            grouped.setdefault((above or ".", roots[above]), []).append(file)
             continue
         lower = name.lower()
         format = next((f for ending, f in known if lower.endswith(ending)), None)
-        if format is not None:
-            grouped.setdefault((table_name(name), format), []).append(file)
+        if format is not None and not os.path.basename(name).startswith(HIDDEN):
+            table = table_name(name)
+            grouped.setdefault((table, format), []).append(replace(file, partition=partition_of(name, table)))
     both: dict[str, int] = {}
     for name, _ in grouped:
         both[name] = both.get(name, 0) + 1
     return [
         Candidate(name if both[name] == 1 else f"{name}:{format}", format, tuple(files))
-        for (name, format), files in grouped.items()
+        for (name, format), files in sorted(grouped.items())
     ]
 
 
+def _root(name: str) -> tuple[str | None, str]:
+    told = ((module_of(format).root_of(name), format) for format in rooted())
+    return next(((root, format) for root, format in told if root is not None), (None, ""))
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders of a file, the nearest first; the lake itself is empty."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
 def table_name(name: str) -> str:
-    """The table that a file belongs to: the folder above its partitions, or above parts of one output, or itself."""
+    """The table that a file belongs to: the folder above its partitions (the lake itself is ``.``), or above parts of
+    one output, or itself."""
     folders = name.split("/")
     for i, folder in enumerate(folders[:-1]):
-        if i and PARTITION.fullmatch(folder):
-            return "/".join(folders[:i])
+        if PARTITION.fullmatch(folder):
+            return "/".join(folders[:i]) or "."
     if len(folders) > 1 and PART.match(folders[-1]):
         return "/".join(folders[:-1])
     return name
+
+
+def partition_of(name: str, table: str) -> tuple[tuple[str, str | None], ...]:
+    """What the folders below a table say of a file: (column, value), of a column named twice the innermost."""
+    below = name if table == "." else name[len(table) + 1 :]
+    told = [folder.partition("=") for folder in below.split("/")[:-1] if PARTITION.fullmatch(folder)]
+    return tuple({unquote(key): None if value == NOTHING else unquote(value) for key, _, value in told}.items())
 
 
 def find_tables(
@@ -82,7 +111,8 @@ def find_tables(
         told = list(pool.map(lambda one: _describe(one, known), found))
     report.end()
     tables = [t for t in told if isinstance(t, Table)]
-    return tables, [w for w in told if isinstance(w, Warning)]
+    lost = [w for w in told if isinstance(w, Warning)]
+    return tables, lost + [Warning(t.name, what, why, kept=True) for t in tables for what, why in t.notes]
 
 
 def _describe(one: Candidate, known: Callable[[Candidate], Table | None]) -> Table | Warning:

@@ -18,11 +18,10 @@ import numpy as np
 from nett.core.errors import missing_extra
 from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable, literal, module_of
+from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.protocol import Containment, Hashes, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
-NUMBER = "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]+)?"  # written plainly: 007 and +5 are text
-LONG = "-?[1-9][0-9]{18,}"  # whole numbers that only text holds
 MOST = 10**18 - 1  # whole numbers up to this are compared as integers
 WORD, FRACTION, INTEGER, TOO_LONG = range(4)  # what a value of a text file is; patterns, which are slow, come last
 
@@ -140,13 +139,13 @@ class Duck:
             return found
 
     def _one(self, sql: str) -> Any:
-        return self._here.execute(sql).fetchone()
+        return self._here.execute(sql).fetchall()[0]  # to its end: what is registered beside an open result is lost
 
     @property
     def _here(self) -> Any:
         """This thread's connection to the one database."""
         if not hasattr(self._local, "cursor"):
-            self._local.cursor = self._db.cursor()
+            self._local.cursor, self._local.streams = self._db.cursor(), {}
             self._local.cursor.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         return self._local.cursor
 
@@ -156,17 +155,31 @@ class Duck:
             if table in self._staged:
                 return self._staged[table]
             self.bytes_read += table.bytes_of(columns)
-        relation: str = module_of(table.format).relation(table)
-        if table.chunk_bytes or not table.columns[0].raw:
-            return relation
-        with self._lock:
-            name = f"staged{self._numbered}"
-            self._numbered += 1
+        relation = module_of(table.format).relation(table) or self._streamed(table, columns)
+        if not table.whole:
+            return str(relation)
+        name = self._fresh("staged")
         with _told(table):
             self._here.execute(f"CREATE TABLE {name} AS SELECT * FROM {relation}")
         with self._lock:
             self._staged[table] = name
         return name
+
+    def _streamed(self, table: Table, columns: frozenset[str]) -> str:
+        """The name under which the rows of these columns stream, on this thread's connection."""
+        here, known = self._here, self._local.streams
+        places = tuple(sorted({table.column(c).place for c in columns}))
+        if (table, places) not in known:
+            name = self._fresh("streamed")
+            with _told(table):
+                here.register(name, module_of(table.format).dataset(table, places))
+            known[table, places] = name
+        return str(known[table, places])
+
+    def _fresh(self, word: str) -> str:
+        with self._lock:
+            self._numbered += 1
+            return f"{word}{self._numbered}"
 
 
 @contextmanager
@@ -181,7 +194,7 @@ def _told(*tables: Table) -> Iterator[None]:
         if isinstance(error, ours):  # our own words, or the machine: not the file
             raise
         reason = str(error).splitlines()[0][:200]
-        word = "ragged" if tables[0].columns[0].raw else "unreadable"
+        word = getattr(module_of(tables[0].format), "BROKEN", "unreadable")
         raise Unreadable(f"{' or '.join(t.name for t in tables)}: {reason}", word) from error
 
 

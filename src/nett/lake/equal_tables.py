@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from json import dumps
 from collections.abc import Sequence
 
 from nett.lake.table import Table
@@ -17,7 +18,8 @@ def equal_tables(tables: Sequence[Table]) -> tuple[list[list[Table]], int]:
     """
     alike: dict[object, list[Table]] = {}
     for table in tables:
-        alike.setdefault((table.format, tuple(f.size for f in table.files)), []).append(table)
+        told = (table.whole, dumps(table.options, sort_keys=True, default=str), *((f.size, f.partition) for f in table.files))
+        alike.setdefault((table.format, table.columns, told), []).append(table)
     groups: dict[object, list[Table]] = {}
     read = 0
     for key, some in alike.items():

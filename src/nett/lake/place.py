@@ -5,12 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import Any, BinaryIO, final
 
 from nett.core.errors import Refused
 from nett.lake.table import File
 
 HIDDEN = (".", "_")  # as Hadoop has it: _SUCCESS, _temporary, .crc, ._resource forks
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is one of this machine's."""
+    return "://" not in path
+
+
+def serve(connection: Any, path: str) -> Any:
+    """A DuckDB connection that can open this path."""
+    return connection
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file of a lake, to read and seek in."""
+    return open(path, "rb")
+
+
+def hidden(folder: str) -> bool:
+    """Whether a folder is none of the tables': a partition by a column such as ``_day`` is."""
+    return folder.startswith(HIDDEN) and not ("=" in folder and not folder.startswith("."))
 
 
 @final
@@ -40,7 +60,7 @@ class Place:
         for entry in found:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir():
-                if not entry.is_symlink() and (not entry.name.startswith(HIDDEN) or entry.name == "_delta_log"):
+                if not entry.is_symlink() and (not hidden(entry.name) or entry.name == "_delta_log"):
                     yield from self._below(name)
             elif entry.is_file() and not entry.name.startswith("."):
                 yield name, self._file(entry.path)

@@ -60,7 +60,7 @@ def _leave_out(table: Table, patterns: list[str]) -> None:
 
 def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantics) -> dict[str, Any]:
     """What ``--json`` writes."""
-    broken = {w.table for w in found.warnings}
+    broken = {w.table for w in found.warnings if not w.kept}
     of = {group[0]: group for group in found.groups}
     edges = [
         (child, parent, containment)

@@ -12,11 +12,13 @@ NUMBERS = frozenset({"integer", "decimal", "float"})
 @final
 @dataclass(frozen=True)
 class File:
-    """One file of a table. ``mark`` changes whenever its content may have: the time of its last change, or its etag."""
+    """One file of a table. ``mark`` changes whenever its content may have: the time of its last change, or its etag.
+    ``partition``: what its folders say of all of its rows, as (column, value)."""
 
     path: str
     size: int
     mark: str
+    partition: tuple[tuple[str, str | None], ...] = ()
 
 
 @final
@@ -69,6 +71,9 @@ class Table:
     chunk_bytes: Mapping[str, int] = field(default_factory=dict)  # compressed bytes of a column, where files tell
     options: Mapping[str, Any] = field(default_factory=dict)  # of the format: a dialect, a version
     version: str | None = None  # that the format itself gives: a snapshot, a commit
+    whole: bool = False  # its columns cannot be read apart, so an engine reads it once
+    described: int = 0  # bytes that were read to describe it, beyond footers
+    notes: tuple[tuple[str, str], ...] = ()  # warnings of a table that is read all the same
 
     @property
     def bytes(self) -> int:

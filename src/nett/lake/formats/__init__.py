@@ -1,8 +1,11 @@
-"""The formats of tables: one file each, with ``ENDINGS``, ``describe`` and ``relation``.
+"""The formats of tables: one file each, with ``ENDINGS`` (or ``root_of``), ``describe`` and ``relation``.
 
-``describe(name, files) -> Table`` reads as little as tells the columns. ``relation(table) -> str`` is what stands
-after FROM in DuckDB's SQL: it names the top-level columns p0, p1, …, so that no name of a user's ever meets SQL; or
-``dataset(table)`` gives a pyarrow dataset that is asked instead.
+``describe(name, files) -> Table`` reads as little as tells the columns. ``relation(table) -> str | None`` is what
+stands after FROM in DuckDB's SQL: it names the top-level columns p0, p1, …, so that no name of a user's ever meets
+SQL. Where it is None, ``dataset(table, places) -> Streamed`` gives the rows of these top-level columns by Arrow, as
+often as it is asked. ``root_of(name) -> str | None``: the folder that is a table, told by a file that lies in it.
+``VERSION`` is raised when a description of the same files changes; ``BROKEN`` names what ails a file that cannot be
+read to its end.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-MODULES = ("parquet", "delimited")
+MODULES = ("parquet", "delimited", "jsonl", "arrow")
 
 
 def module_of(format: str) -> ModuleType:
@@ -20,7 +23,12 @@ def module_of(format: str) -> ModuleType:
 
 def endings() -> dict[str, str]:
     """Ending of a file's name -> its format."""
-    return {ending: name for name in MODULES for ending in module_of(name).ENDINGS}
+    return {ending: name for name in MODULES for ending in getattr(module_of(name), "ENDINGS", ())}
+
+
+def rooted() -> list[str]:
+    """The formats whose tables are folders."""
+    return [name for name in MODULES if hasattr(module_of(name), "root_of")]
 
 
 class Unreadable(Exception):

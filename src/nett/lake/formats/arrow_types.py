@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from nett.lake.formats import Unreadable
 from nett.lake.table import Column
 
 
@@ -34,6 +35,30 @@ def leaves(schema: Any) -> Iterator[Leaf]:
         at += _width(field.type)
 
 
+_WIDENED = frozenset({"integer", "float", "text", "boolean", "date", "time", "timestamp", "instant", "binary"})
+
+
+def unite(schemas: Sequence[Any], widest: Any) -> Any:
+    """The schema of all rows, where columns of one name are of one type or kind. Unreadable where they are not."""
+    import pyarrow as pa
+
+    types = dict(zip(widest.names, widest.types, strict=True))
+    for schema in {str(s.types) + str(s.names): s for s in schemas}.values():
+        if schema.equals(widest):
+            continue
+        for name, type in zip(schema.names, schema.types, strict=True):
+            wide = types[name]
+            if type.equals(wide) or pa.types.is_null(type):
+                continue
+            if pa.types.is_null(wide):
+                types[name] = type
+            elif kind_of(type) != kind_of(wide) or kind_of(type) not in _WIDENED:
+                raise Unreadable(f"its files do not agree on the type of {name}: {wide} and {type}", "mixed-schema")
+    if len(set(widest.names)) < len(widest.names):
+        return widest
+    return pa.schema([field.with_type(types[field.name]) for field in widest])
+
+
 def _flat(field: Any, path: tuple[str, ...], at: int) -> Iterator[tuple[tuple[str, ...], Any, int, int, bool]]:
     import pyarrow as pa
 
@@ -60,7 +85,8 @@ def kind_of(type: Any) -> str:
     if t.is_dictionary(type):
         return kind_of(type.value_type)
     tests = {
-        "boolean": t.is_boolean, "integer": t.is_integer, "float": t.is_floating, "decimal": t.is_decimal,
+        "decimal": lambda t_: t.is_decimal(t_) or t.is_uint64(t_),  # which 64 signed bits do not hold
+        "boolean": t.is_boolean, "integer": t.is_integer, "float": t.is_floating,
         "date": t.is_date, "time": t.is_time, "null": t.is_null,
     }  # fmt: skip
     for kind, test in tests.items():

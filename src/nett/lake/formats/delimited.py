@@ -1,81 +1,120 @@
 """CSV, TSV and every dialect that DuckDB's sniffer finds: all values as the text that stands there.
 
 What kind a column is (integers, floats, text) is told by all of its values, when they are read: a number is written
-plainly, so that 007 and +5 stay text.
+plainly, so that 007 and +5 stay text. Files are UTF-8, or UTF-16 with its mark; any other is read as Latin-1, which is
+said.
 """
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from nett.lake.formats import Unreadable, literal
+from nett.lake.formats.parts import as_option, parts_of, union
+from nett.lake.formats.text_kinds import partition_columns
+from nett.lake.place import is_local, open_file, serve
 from nett.lake.table import Column, File, Table
 
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
+BROKEN = "ragged"
 SMALL = "max_line_size=65536, buffer_size=262144"  # the sniffer's buffers are large, and there are many small files
 _local = threading.local()
 _WHAT = "Delimiter, Quote, Escape, SkipRows, HasHeader, Columns"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def describe(name: str, files: Sequence[File]) -> Table:
-    """A table of one file or several of one dialect and header."""
-    first = files[0]
-    if first.size == 0:
+    """A table of one file or several, each with its own dialect."""
+    if all(file.size == 0 for file in files):
         raise Unreadable("the file is empty")
-    delimiter, quote, escape, skip, header, columns = _sniffed(first.path)
-    named: dict[str, int] = {}
-    for place, column in enumerate(columns):
-        named.setdefault(column["name"], place)
-    options = {
-        "delim": delimiter, "quote": quote, "escape": escape, "skip": skip, "header": header, "width": len(columns),
-    }  # fmt: skip
-    made = tuple(Column(c, "text", place, raw=True) for c, place in named.items())
-    return Table(name, "delimited", tuple(files), made, options=options)
-
-
-def _sniffed(path: str) -> Any:
-    """The usual dialect where the first line speaks for it, which is four times as fast; else whatever is found."""
-    import duckdb
-
-    usual = _usual(path)
-    tries = [f", delim={literal(usual)}, quote='\"'", f", delim={literal(usual)}"] if usual else [""]
-    for more in (f", sample_size=2048, {SMALL}", ""):
-        for given in tries:
-            try:
-                found = _connection().execute(f"SELECT {_WHAT} FROM sniff_csv({literal(path)}{given}{more})").fetchone()
-            except duckdb.Error as error:
-                failed = error
-            else:
-                return [None if value == "(empty)" else value for value in found or ()]
-    raise Unreadable(f"its rows have no common dialect or width: {_reason(failed)}", "ragged")
-
-
-def _usual(path: str) -> str | None:
-    """The separator that the first line and the ending agree on, if no other could be meant."""
-    if not path.endswith((".csv", ".tsv")) or "://" in path:
-        return None
-    with open(path, "rb") as file:
-        line = file.readline(1 << 16)
-    wanted = b"\t" if path.endswith(".tsv") else b","
-    others = {b",", b"\t", b";", b"|"} - {wanted}
-    return wanted.decode() if wanted in line and not any(o in line for o in others) and b"'" not in line else None
+    names, hows = [], []
+    for file in files:
+        delimiter, quote, escape, skip, header, columns, encoding = _sniffed(file.path)
+        names.append([column["name"] for column in columns])
+        hows.append((delimiter, quote, escape, skip, header, encoding))
+    first, parts = parts_of(names, hows, files)
+    keys = {key for key, _ in files[0].partition}
+    places: dict[str, int] = {}
+    for place, column in enumerate(names[first]):
+        places.setdefault(column, place)
+    made = [Column(c, "text", place, raw=True) for c, place in places.items() if c not in keys]
+    made += partition_columns(files, len(names[first]))
+    notes = [("encoding", f"{f.path} is no UTF-8 and is read as Latin-1") for f, h in zip(files, hows, strict=True) if h[5] == "latin-1"]
+    options = {"parts": as_option(parts)}
+    return Table(name, "delimited", tuple(files), tuple(made), options=options, whole=True, notes=tuple(notes[:1]))
 
 
 def relation(table: Table) -> str:
     """All columns as text; NULL is an empty field."""
-    o = table.options
-    columns = ", ".join(f"'p{i}': 'VARCHAR'" for i in range(o["width"]))
-    marks = ", ".join(f"{word}={literal(o[word] or '')}" for word in ("delim", "quote", "escape"))
-    paths = ", ".join(literal(f.path) for f in table.files)
+    return union(table, _read)
+
+
+def _read(paths: str, width: int, how: Any) -> str:
+    delimiter, quote, escape, skip, header, encoding = how
+    columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(width))
+    marks = f"delim={literal(delimiter or '')}, quote={literal(quote or '')}, escape={literal(escape or '')}"
+    more = f", encoding={literal(encoding)}" if encoding else ""
     return (
-        f"read_csv([{paths}], auto_detect=false, {marks}, header={o['header']}, skip={o['skip']},"
-        f" columns={{{columns}}}, max_line_size=16777216)"
+        f"read_csv({paths}, auto_detect=false, {marks}, header={header}, skip={skip}, hive_partitioning=false,"
+        f" columns={{{columns}}}, max_line_size=16777216{more})"
     )
 
 
-def _connection() -> Any:
+def _sniffed(path: str) -> list[Any]:
+    """The usual dialect where the first line speaks for it, which is four times as fast; else whatever is found. The
+    last of it is the encoding, None for UTF-8."""
+    import duckdb
+
+    head = _head(path)
+    usual, quoted = _usual(path, head), "" if b"'" in head and b'"' not in head else ", quote='\"'"
+    given_delimiter = f", delim={literal(usual)}" if usual else ""  # else a ragged file is sniffed as of one column
+    tries = dict.fromkeys((given_delimiter + quoted, given_delimiter))
+    encodings = ["utf-16"] if head.startswith(_UTF16) else [None, "latin-1"]
+    failed: Exception | None = None
+    for encoding in encodings:
+        spelled = f", encoding={literal(encoding)}" if encoding else ""
+        for more in (f", sample_size=2048, {SMALL}", ""):
+            for given in tries:
+                asked = f"SELECT {_WHAT} FROM sniff_csv({literal(path)}{given}{more}{spelled})"
+                try:
+                    found = serve(quick_connection(), path).execute(asked).fetchone()
+                except duckdb.Error as error:
+                    failed = failed or error
+                else:
+                    return [*_whole([None if value == "(empty)" else value for value in found or ()]), encoding]
+        if failed is not None and "unicode" not in str(failed):
+            break
+    raise Unreadable(f"its rows have no common dialect or width: {_reason(failed)}", BROKEN)
+
+
+def _whole(found: list[Any]) -> list[Any]:
+    """A dialect in which a quote is doubled, where the sample held no quote in a quote."""
+    return [found[0], found[1], found[2] or (found[1] and '"'), *found[3:]] if found[1] == '"' else found
+
+
+def _head(path: str) -> bytes:
+    """How a file begins; nothing where it is compressed."""
+    if not path.lower().endswith((".csv", ".tsv")):
+        return b""
+    with open_file(path) as file:
+        return file.read(1 << 16)
+
+
+def _usual(path: str, head: bytes) -> str | None:
+    """The separator that the first line and the ending agree on, if no other could be meant."""
+    if not is_local(path):
+        return None
+    line = head.split(b"\n", 1)[0]
+    wanted = b"\t" if path.lower().endswith(".tsv") else b","
+    others = {b",", b"\t", b";", b"|"} - {wanted}
+    return wanted.decode() if wanted in line and not any(o in line for o in others) and b"'" not in line else None
+
+
+def quick_connection() -> Any:
+    """A connection of this thread's own, for small questions."""
     if not hasattr(_local, "connection"):
         import duckdb
 
@@ -83,5 +122,5 @@ def _connection() -> Any:
     return _local.connection
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | None) -> str:
     return str(error).splitlines()[0][:200]

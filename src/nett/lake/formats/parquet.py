@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nett.lake.formats import Unreadable, literal
-from nett.lake.formats.arrow_types import Leaf, leaves
+from nett.lake.formats import Unreadable
+from nett.lake.formats.arrow_types import Leaf, leaves, unite
+from nett.lake.formats.parts import as_option, parts_of, union
+from nett.lake.formats.text_kinds import partition_columns, partition_span
+from nett.lake.place import open_file
 from nett.lake.table import Column, File, Span, Table
 
 ENDINGS = (".parquet", ".pq", ".parq")
@@ -19,39 +23,59 @@ _SPANNED = frozenset({"integer", "decimal", "float", "boolean", "date", "timesta
 
 
 def describe(name: str, files: Sequence[File]) -> Table:
-    """One table of one or several files, from their footers. Unreadable if a footer does not hold, or the files do
-    not have the same columns."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows, schema, chunks = 0, None, dict[str, int]()
-    spans: dict[str, Span] = {}
-    found: list[Leaf] = []
-    for number, file in enumerate(files):
-        try:
-            with pq.ParquetFile(file.path) as opened:
-                metadata, own = opened.metadata, opened.schema_arrow
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise Unreadable(f"its footer cannot be read: {_short(error)}") from error
-        if schema is None:
-            schema, found = own, list(leaves(own))
-        elif not own.remove_metadata().equals(schema.remove_metadata()):
-            raise Unreadable(f"{file.path} has other columns than {files[0].path}")
-        rows += metadata.num_rows
-        for leaf in found:
-            span, size = _span(metadata, leaf)
-            chunks[leaf.column.name] = chunks.get(leaf.column.name, 0) + size
-            spans[leaf.column.name] = span if number == 0 else joined(spans[leaf.column.name], span)
-    assert schema is not None
-    return Table(name, "parquet", tuple(files), tuple(leaf.column for leaf in found), rows, spans, chunks)
+    """One table of one or several files, from their footers. Unreadable if a footer does not hold, or if the files do
+    not go together."""
+    footers = [footer(file) for file in files]
+    keys = {key for key, _ in files[0].partition}
+    schemas = [schema for _, schema in footers]
+    first, parts = parts_of([s.names for s in schemas], [str(s.types) for s in schemas], files)
+    widest = unite(schemas, schemas[first])
+    found = [leaf for leaf in leaves(widest) if leaf.column.name not in keys]  # what folders say comes first, as in Hive
+    spans, chunks = told_by(footers, found)
+    columns = [leaf.column for leaf in found]
+    rows = [metadata.num_rows for metadata, _ in footers]
+    for column in partition_columns(files, len(widest)):
+        columns.append(column)
+        spans[column.name] = partition_span(column, files, rows)
+        chunks[column.name] = 0
+    options = {"parts": as_option([replace(part, how=None) for part in parts])}
+    return Table(name, "parquet", tuple(files), tuple(columns), sum(rows), spans, chunks, options)
 
 
 def relation(table: Table) -> str:
-    names = ", ".join(f"p{i}" for i in range(1 + max((c.place for c in table.columns), default=-1)))
-    paths = ", ".join(literal(f.path) for f in table.files)
-    return f"read_parquet([{paths}], hive_partitioning=false) AS t({names})"
+    return union(table, lambda paths, width, how: f"read_parquet({paths}, hive_partitioning=false)")
 
 
+def footer(file: File) -> tuple[Any, Any]:
+    """(metadata, Arrow schema) of a file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_file(file.path) as raw, pq.ParquetFile(raw) as opened:
+            return opened.metadata, opened.schema_arrow.remove_metadata()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Unreadable(f"its footer cannot be read: {_short(error)}") from error
+
+
+def told_by(footers: Sequence[tuple[Any, Any]], found: Sequence[Leaf]) -> tuple[dict[str, Span], dict[str, int]]:
+    """(spans, compressed bytes) of columns, over all files. A file that lacks a column has NULL in all of its rows."""
+    spans: dict[str, Span] = {}
+    chunks = dict.fromkeys((leaf.column.name for leaf in found), 0)
+    lacking = dict.fromkeys(chunks, 0)
+    for metadata, schema in footers:
+        own = {leaf.column.name: leaf for leaf in leaves(schema)}
+        for name in chunks:
+            if name not in own:
+                lacking[name] += metadata.num_rows
+                continue
+            span, size = _span(metadata, own[name])
+            chunks[name] += size
+            spans[name] = joined(spans[name], span) if name in spans else span
+    for name, rows in lacking.items():
+        span = spans.setdefault(name, Span(nulls=0))
+        spans[name] = Span(span.low, span.high, None if span.nulls is None else span.nulls + rows)
+    return spans, chunks
 def joined(one: Span, other: Span) -> Span:
     """The span of both: unknown where one is."""
     known = None not in (one.low, other.low)
@@ -103,4 +127,4 @@ def _short(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
 
-__all__ = ["ENDINGS", "Column", "describe", "joined", "relation"]
+__all__ = ["ENDINGS", "Column", "describe", "footer", "joined", "relation", "told_by"]
