@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from json import dumps
 from collections.abc import Sequence
+from json import dumps
 
 from nett.lake.table import Table
 
@@ -18,7 +18,11 @@ def equal_tables(tables: Sequence[Table]) -> tuple[list[list[Table]], int]:
     """
     alike: dict[object, list[Table]] = {}
     for table in tables:
-        told = (table.whole, dumps(table.options, sort_keys=True, default=str), *((f.size, f.partition) for f in table.files))
+        told = (
+            table.whole,
+            dumps(table.options, sort_keys=True, default=str),
+            *((f.size, f.partition) for f in table.files),
+        )
         alike.setdefault((table.format, table.columns, told), []).append(table)
     groups: dict[object, list[Table]] = {}
     read = 0

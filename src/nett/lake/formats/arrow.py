@@ -88,11 +88,11 @@ def _looked_at(file: File) -> tuple[Any, int | None]:
     import pyarrow as pa
 
     try:
-        reader, is_file = _opened(file, [0])
+        reader, is_file = _opened(file)
         if not is_file:
             return reader.schema, None
-        rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-        return _opened(file)[0].schema, rows
+        slim, _ = _opened(file, [0])
+        return reader.schema, sum(slim.get_batch(i).num_rows for i in range(slim.num_record_batches))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Unreadable(f"it holds no Arrow data that can be read: {str(error).splitlines()[0][:200]}") from error
 
@@ -101,7 +101,9 @@ def _opened(file: File, fields: Sequence[int] = ()) -> tuple[Any, bool]:
     """(reader of these fields, all where none are named; whether batches are found by a footer)."""
     import pyarrow as pa
 
-    source = pa.memory_map(file.path) if is_local(file.path) and file.size else open_file(file.path)
+    if not file.size:
+        raise Unreadable("the file is empty")
+    source = pa.memory_map(file.path) if is_local(file.path) else pa.PythonFile(open_file(file.path))
     head = source.read(6)
     source.seek(0)
     if head.startswith(OLD):

@@ -15,7 +15,7 @@ from typing import Any
 from nett.lake.formats import Unreadable, literal
 from nett.lake.formats.parts import as_option, parts_of, union
 from nett.lake.formats.text_kinds import partition_columns
-from nett.lake.place import is_local, open_file, serve
+from nett.lake.place import open_file, serve
 from nett.lake.table import Column, File, Table
 
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
@@ -42,8 +42,13 @@ def describe(name: str, files: Sequence[File]) -> Table:
         places.setdefault(column, place)
     made = [Column(c, "text", place, raw=True) for c, place in places.items() if c not in keys]
     made += partition_columns(files, len(names[first]))
-    notes = [("encoding", f"{f.path} is no UTF-8 and is read as Latin-1") for f, h in zip(files, hows, strict=True) if h[5] == "latin-1"]
-    options = {"parts": as_option(parts)}
+    notes = [
+        ("encoding", f"{f.path} is no UTF-8 and is read as Latin-1")
+        for f, h in zip(files, hows, strict=True)
+        if h[5] == "latin-1"
+    ]
+    words = ("delim", "quote", "escape", "skip", "header", "encoding")
+    options = {"parts": as_option(parts), **dict(zip(words, hows[first], strict=True))}
     return Table(name, "delimited", tuple(files), tuple(made), options=options, whole=True, notes=tuple(notes[:1]))
 
 
@@ -96,16 +101,23 @@ def _whole(found: list[Any]) -> list[Any]:
 
 
 def _head(path: str) -> bytes:
-    """How a file begins; nothing where it is compressed."""
-    if not path.lower().endswith((".csv", ".tsv")):
-        return b""
+    """How the text of a file begins."""
+    import pyarrow as pa
+
+    packed = {"gz": "gzip", "zst": "zstd"}.get(path.lower().rpartition(".")[2])
     with open_file(path) as file:
-        return file.read(1 << 16)
+        if packed is None:
+            return file.read(1 << 16)
+        try:
+            with pa.CompressedInputStream(file, packed) as text:
+                return bytes(text.read(1 << 16))
+        except (pa.ArrowException, OSError) as error:
+            raise Unreadable(f"it is not compressed as its name says: {_reason(error)}") from error
 
 
 def _usual(path: str, head: bytes) -> str | None:
     """The separator that the first line and the ending agree on, if no other could be meant."""
-    if not is_local(path):
+    if not path.lower().endswith((".csv", ".tsv")):
         return None
     line = head.split(b"\n", 1)[0]
     wanted = b"\t" if path.lower().endswith(".tsv") else b","

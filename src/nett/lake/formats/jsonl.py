@@ -32,7 +32,9 @@ def describe(name: str, files: Sequence[File]) -> Table:
     if all(file.size == 0 for file in files):
         raise Unreadable("the file is empty")
     paths = ", ".join(literal(f.path) for f in files)
-    asked = f"SELECT json_group_structure(json), count(*) FILTER (json_type(json) <> 'OBJECT') FROM {_lines(f'[{paths}]')}"
+    asked = (
+        f"SELECT json_group_structure(json), count(*) FILTER (json_type(json) <> 'OBJECT') FROM {_lines(f'[{paths}]')}"
+    )
     try:
         found, others = serve(quick_connection(), files[0].path).execute(asked).fetchone()
     except duckdb.Error as error:
@@ -41,7 +43,7 @@ def describe(name: str, files: Sequence[File]) -> Table:
         raise Unreadable(f"{others:,} of its lines hold no object", BROKEN)
     structure = json.loads(found) if found else {}
     keys = {key for key, _ in files[0].partition}
-    leaves = {}
+    leaves: dict[str, tuple[tuple[str, ...], Any]] = {}
     for path, type in _flat(structure if isinstance(structure, dict) else {}, ()):
         leaves.setdefault(".".join(path), (path, type))
     columns = [Column(n, _kind(type), i) for i, (n, (_, type)) in enumerate(leaves.items()) if n not in keys]
@@ -57,7 +59,11 @@ def relation(table: Table) -> str:
     shown = []
     for pointer, type in table.options["leaves"]:
         found = f"json_extract_string(json, {literal(pointer)})"
-        shown.append(found if type == "VARCHAR" else f"CAST({'json_extract' if '[' in type else 'json_extract_string'}(json, {literal(pointer)}) AS {type})")
+        shown.append(
+            found
+            if type == "VARCHAR"
+            else f"CAST({'json_extract' if '[' in type else 'json_extract_string'}(json, {literal(pointer)}) AS {type})"
+        )
     return union(table, lambda paths, width, how: f"(SELECT {', '.join(shown)}, file_index FROM {_lines(paths)})")
 
 

@@ -30,7 +30,9 @@ def describe(name: str, files: Sequence[File]) -> Table:
     schemas = [schema for _, schema in footers]
     first, parts = parts_of([s.names for s in schemas], [str(s.types) for s in schemas], files)
     widest = unite(schemas, schemas[first])
-    found = [leaf for leaf in leaves(widest) if leaf.column.name not in keys]  # what folders say comes first, as in Hive
+    found = [
+        leaf for leaf in leaves(widest) if leaf.column.name not in keys
+    ]  # what folders say comes first, as in Hive
     spans, chunks = told_by(footers, found)
     columns = [leaf.column for leaf in found]
     rows = [metadata.num_rows for metadata, _ in footers]
@@ -76,6 +78,8 @@ def told_by(footers: Sequence[tuple[Any, Any]], found: Sequence[Leaf]) -> tuple[
         span = spans.setdefault(name, Span(nulls=0))
         spans[name] = Span(span.low, span.high, None if span.nulls is None else span.nulls + rows)
     return spans, chunks
+
+
 def joined(one: Span, other: Span) -> Span:
     """The span of both: unknown where one is."""
     known = None not in (one.low, other.low)

@@ -25,9 +25,7 @@ class Part:
     how: Any = None  # of the format: a dialect
 
 
-def parts_of(
-    names: Sequence[Sequence[str]], hows: Sequence[Hashable], files: Sequence[File]
-) -> tuple[int, list[Part]]:
+def parts_of(names: Sequence[Sequence[str]], hows: Sequence[Hashable], files: Sequence[File]) -> tuple[int, list[Part]]:
     """(the file that has every column, the parts) by the names of columns and whatever else tells files apart."""
     if len({tuple(name for name, _ in f.partition) for f in files}) > 1:
         raise Unreadable("its folders are not partitioned by the same columns", "mixed-partitions")
