@@ -18,6 +18,12 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def secrets(path: str) -> dict[str, str]:
+    """What a package that speaks to object stores itself needs beyond the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
+
+
 def serve(connection: Any, path: str) -> Any:
     """A DuckDB connection that can open this path."""
     return connection

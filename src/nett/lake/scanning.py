@@ -93,7 +93,8 @@ def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantic
                     "parent": p.name,
                     "containment": n.share,
                     "semantics": semantics,
-                    "verified": found.verified or (c in equal and p in equal and c.files[0].size == p.files[0].size),
+                    "verified": found.verified
+                    or (c in equal and p in equal and [f.size for f in c.files] == [f.size for f in p.files]),
                 }
                 for c, p, n in edges
             ),

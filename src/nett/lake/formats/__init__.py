@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-MODULES = ("parquet", "delimited", "jsonl", "arrow")
+MODULES = ("delta", "iceberg", "parquet", "delimited", "jsonl", "arrow")
 
 
 def module_of(format: str) -> ModuleType:
