@@ -45,7 +45,7 @@ clean:
 	touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml
-	$(PIP) -e '.[dev,models,lake]'
+	$(PIP) -e '.[dev,models,lake,spark]'
 	touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml

@@ -239,7 +239,7 @@ def _text(value: str, kind: str) -> str:
         shown = f"CAST({value} AS VARCHAR)"
         return f"CASE WHEN contains({shown}, '.') THEN rtrim(rtrim({shown}, '0'), '.') ELSE {shown} END"
     if kind == "float":
-        whole = f"isfinite({value}) AND {value} = trunc({value}) AND abs({value}) < 1e15"
+        whole = f"isfinite({value}) AND {value} = trunc({value}) AND abs({value}) < 1e16"
         return f"CASE WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR) ELSE CAST({value} AS VARCHAR) END"
     return value if kind == "text" else f"CAST({value} AS VARCHAR)"
 

@@ -25,6 +25,7 @@ def scan(
     ignore: str | None = None,
     strict: bool = False,
     engine: Literal["duckdb", "spark"] = "duckdb",
+    master: str | None = None,
     memory_limit: str | None = None,
     threads: Annotated[int, Between(1, None)] | None = None,
     seed: int = 0,
@@ -44,6 +45,7 @@ def scan(
         ignore: columns that are left out, as patterns: a,b*
         strict: a file that cannot be read ends the scan with exit code 3.
         engine: where rows are compared; duckdb is this process.
+        master: of Spark, such as local[2] or spark://host:7077; all cores of this machine by default.
         memory_limit: of the engine, such as 512MB; beyond it spills to disk.
         threads: of the engine.
         seed: of the columns that the preset draws.
@@ -66,7 +68,7 @@ def scan(
     sampling = Sampling(epsilon, delta, 10 if paper else None, 4 if paper else None, seed)
     told = scan_lake(
         paths[0], engine=engine, semantics=semantics, text=compare == "text", verify=verify, least=min_containment,
-        sampling=sampling, ignore=ignore, memory=memory_limit, threads=threads,
+        sampling=sampling, ignore=ignore, memory=memory_limit, threads=threads, master=master,
     )  # fmt: skip
     if strict and told["warnings"]:
         first = told["warnings"][0]

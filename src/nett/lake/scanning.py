@@ -30,6 +30,7 @@ def scan_lake(
     ignore: str | None = None,
     memory: str | None = None,
     threads: int | None = None,
+    master: str | None = None,
 ) -> dict[str, Any]:
     """The findings of one scan, as JSON has them."""
     place = Place(path)
@@ -37,7 +38,7 @@ def scan_lake(
     for table in tables:
         _leave_out(table, (ignore or "").split(","))
     tables = [t for t in tables if t.columns]
-    verbs = open_engine(engine, memory=memory, threads=threads, text=text)
+    verbs = open_engine(engine, memory=memory, threads=threads, text=text, master=master)
     try:
         search = Search(verbs, semantics=semantics, sampling=sampling, verify=verify, least=least, text=text)
         found = search.run(tables)
@@ -47,8 +48,12 @@ def scan_lake(
     return as_json(place, tables, found, semantics)
 
 
-def open_engine(name: str, *, memory: str | None, threads: int | None, text: bool) -> Engine:
+def open_engine(name: str, *, memory: str | None, threads: int | None, text: bool, master: str | None = None) -> Engine:
     """An engine by name."""
+    if name == "spark":
+        from nett.lake.spark import Spark
+
+        return Spark(master=master, memory=memory, text=text)
     from nett.lake.duck import Duck
 
     return Duck(memory=memory, threads=threads, text=text)
@@ -67,6 +72,7 @@ def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantic
         for (one, other), containment in found.edges.items()
         for child in of[one]
         for parent in of[other]
+        if not {child.name, parent.name} & broken
     ]
     edges += [(a, b, Containment(a.rows or 0, 0)) for group in found.groups for a in group for b in group if a is not b]
     equal = {t for group in found.groups if len(group) > 1 for t in group}

@@ -258,13 +258,27 @@ class Search:
                 try:
                     self._verify(child, parent, held, lacks)
                 except Unreadable as why:
-                    self._warn(child, why)
+                    self._blame(child, parent, why)
                 report.step(1)
         report.end()
         left: dict[Table, list[Table]] = {}
         for child, parent in self.found.edges:
             left.setdefault(child, []).append(parent)
         return left
+
+    def _blame(self, child: Table, parent: Table, why: Unreadable) -> None:
+        """Say which of two tables does not hold; or that the two could not be compared, which makes no edge."""
+        blamed = False
+        for table in (child, parent):
+            if not any(w.table == table.name and not w.kept for w in self.found.warnings):
+                try:
+                    self.engine.profile(table)
+                    continue
+                except Unreadable as own:
+                    self._warn(table, own)
+            blamed = True
+        if not blamed:
+            self.found.warnings.append(Warning(child.name, "not-compared", f"with {parent.name}: {why}", kept=True))
 
     def _verify(
         self, child: Table, parent: Table, held: Mapping[Table, set[Table]], lacks: Mapping[Table, set[Table]]

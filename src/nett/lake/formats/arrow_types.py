@@ -82,6 +82,8 @@ def kind_of(type: Any) -> str:
     import pyarrow as pa
 
     t = pa.types
+    if type == pa.uint64():
+        return "decimal"  # beyond what 64 bits with a sign hold
     if t.is_dictionary(type):
         return kind_of(type.value_type)
     tests = {
