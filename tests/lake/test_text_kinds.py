@@ -53,3 +53,33 @@ def test_a_table_without_rows(tmp_path: Path) -> None:
     profile = engine.profile(described("t.csv", "delimited", [File(str(path), path.stat().st_size, "")]))
     engine.close()
     assert profile.rows == 0 and not profile.kinds and {s.nulls for s in profile.spans.values()} == {0}
+
+
+def test_columns_without_a_name_are_called_alike_in_tables_of_any_width(tmp_path: Path) -> None:
+    """As R writes the names of rows."""
+    names = ["", *(f"c{i}" for i in range(12))]
+    wide = write_csv(tmp_path / "wide.csv", names, [[i, *range(i, i + 12)] for i in range(20)])
+    narrow = write_csv(tmp_path / "narrow.csv", names[:4], [[i, *range(i, i + 3)] for i in range(5)])
+    tables = [described(f.name, "delimited", [File(str(f), f.stat().st_size, "")]) for f in (wide, narrow)]
+    assert [t.columns[0].name for t in tables] == ["column0", "column0"]
+    assert tables[1].schema < tables[0].schema
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        (["k", "v"], ["k", "v"]),
+        (["", "1940"], ["column0", "1940"]),
+        (["7", "v"], ["column0", "column1"]),
+        (["a", "a"], ["column0", "column1"]),
+        (["P95", "p95", "n_1"], ["P95", "p95", "n_1"]),
+    ],
+)
+def test_a_first_line_of_names_above_text(tmp_path: Path, first: list[str], names: list[str]) -> None:
+    """Where all columns are text the types do not tell; a and A are two columns."""
+    path = write_csv(tmp_path / "t.csv", first, [[f"x{i}{c}" for c in range(len(first))] for i in range(9)])
+    table = described("t.csv", "delimited", [File(str(path), path.stat().st_size, "")])
+    assert [c.name for c in table.columns] == names
+    engine = Duck(threads=1)
+    assert engine.profile(table).rows == (10 if names[0] == "column0" != first[0] and first[0] else 9)
+    engine.close()
