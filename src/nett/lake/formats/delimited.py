@@ -8,6 +8,7 @@ said.
 from __future__ import annotations
 
 import codecs
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from nett.lake.table import Column, File, Table
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
 BROKEN = "ragged"
 SMALL = "max_line_size=65536, buffer_size=262144"  # the sniffer's buffers are large, and there are many small files
+_NUMBERED = re.compile(r".*_\d+", re.DOTALL).fullmatch
+_PLAIN = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?").fullmatch
 _local = threading.local()
 _WHAT = "Delimiter, Quote, Escape, SkipRows, HasHeader, Columns"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -33,8 +36,10 @@ def describe(name: str, files: Sequence[File]) -> Table:
     names, hows = [], []
     for file in files:
         delimiter, quote, escape, skip, header, columns, encoding = _sniffed(file.path)
-        names.append([column["name"] for column in columns])
-        hows.append((delimiter, quote, escape, skip, header, encoding))
+        how = (delimiter, quote, escape, skip, header, encoding)
+        own, header = _names(file.path, [column["name"] for column in columns], how)
+        names.append(own)
+        hows.append((*how[:4], header, encoding))
     first, parts = parts_of(names, hows, files)
     keys = {key for key, _ in files[0].partition}
     places: dict[str, int] = {}
@@ -50,6 +55,31 @@ def describe(name: str, files: Sequence[File]) -> Table:
     words = ("delim", "quote", "escape", "skip", "header", "encoding")
     options = {"parts": as_option(parts), **dict(zip(words, hows[first], strict=True))}
     return Table(name, "delimited", tuple(files), tuple(made), options=options, whole=True, notes=tuple(notes[:1]))
+
+
+def _names(path: str, sniffed: Sequence[str], how: Sequence[Any]) -> tuple[list[str], bool]:
+    """The columns of a file, and whether its first line names them.
+
+    Unlike the sniffer: one without a name is column0 at any width, not column00 in a table of ten, which would have no
+    such column in common with a narrower one; a and A are two columns, not a and A_1; and a line of names above columns
+    that are all text is seen.
+    """
+    header, width = bool(how[4]), len(sniffed)
+    if header and not any(map(_NUMBERED, sniffed)):
+        digits = len(str(width - 1))
+        return [f"column{i}" if n == f"column{i:0{digits}}" else n for i, n in enumerate(sniffed)], True
+    source = _read(literal(path), width, (*how[:4], False, how[5]))
+    row = serve(quick_connection(), path).execute(f"SELECT * FROM {source} LIMIT 1").fetchone() or ()
+    header = header or _are_names(row)
+    return [(row[i] if header and i < len(row) else None) or f"column{i}" for i in range(width)], header
+
+
+def _are_names(row: Sequence[str | None]) -> bool:
+    """Whether a first row that the sniffer takes for values is of names: all unlike and no number among them; or none
+    but the first is missing, as where R writes the names of rows."""
+    if len(row) < 2 or len(set(row)) < len(row) or None in row[1:]:
+        return False
+    return row[0] is None or not any(_PLAIN(name) for name in row if name)
 
 
 def relation(table: Table) -> str:
