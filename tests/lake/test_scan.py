@@ -179,3 +179,8 @@ def test_parts_of_one_output_are_one_table(tmp_path_factory: pytest.TempPathFact
     told = scan(str(folder))
     assert {t["name"]: t["rows"] for t in told["tables"]} == {"out": rows, "half.parquet": max(1, rows // 2)}
     assert ("half.parquet", "out") in edges(told)
+
+
+def test_a_scan_of_models_points_to_the_lake(tmp_path: Path) -> None:
+    write_lake(tmp_path)
+    assert f"It holds 9 files of tables: nett lake scan {tmp_path}" in cli("scan", str(tmp_path)).failed(3).err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,19 @@ def _found(path: Path, refused: list[NettError]) -> Iterator[tuple[Path, Checkpo
             Refused(
                 f"holds no checkpoint, here or below ({', '.join('*' + w for w in _WEIGHTS)})",
                 where=path,
+                hint=_tables(path),
             )
         )
+
+
+def _tables(path: Path) -> str | None:
+    """What to do where a folder holds tables in place of checkpoints."""
+    from nett.lake.formats import endings
+
+    known = tuple(endings())
+    names = (name for _, _, files in os.walk(path) for name in files if name[0] not in "._")
+    count = sum(name.lower().endswith(known) for name in names)
+    return f"It holds {count:,} files of tables: nett lake scan {shlex.quote(str(path))}" if count else None
 
 
 def _of_folder(folder: Path, files: Sequence[str]) -> list[Path]:
