@@ -35,17 +35,20 @@ class Files(NoopCatalog):
         return path
 
 
-def write_iceberg(folder: Path, rows: pa.Table) -> Table:
-    """A table of one snapshot; append to it, delete from it, change its schema."""
+def write_iceberg(folder: Path | str, rows: pa.Table) -> Table:
+    """A table of one snapshot, in a folder or below a URL; append to it, delete from it, change its schema."""
     from pyiceberg.io.pyarrow import _pyarrow_to_schema_without_ids
 
     schema = assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(rows.schema))
+    where, told = str(folder), {"py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"}
+    if isinstance(folder, Path):
+        where, told = f"file://{folder}", {}
+        (folder / "metadata").mkdir(parents=True)
     metadata = new_table_metadata(
-        schema, UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER, f"file://{folder}", {"format-version": "2"}
+        schema, UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER, where, {"format-version": "2"}
     )
-    files, io = Files("files"), load_file_io({}, f"file://{folder}")
-    (folder / "metadata").mkdir(parents=True)
-    table = Table(("lake", folder.name), metadata, files.write(metadata, io), io, files)
+    files, io = Files("files"), load_file_io(told, where)
+    table = Table(("lake", "test"), metadata, files.write(metadata, io), io, files)
     table.append(rows)
     return table
 

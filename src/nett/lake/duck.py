@@ -19,6 +19,7 @@ from nett.core.errors import missing_extra
 from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable, literal, module_of
 from nett.lake.formats.text_kinds import LONG, NUMBER
+from nett.lake.place import serve
 from nett.lake.protocol import Containment, Hashes, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
@@ -155,6 +156,8 @@ class Duck:
             if table in self._staged:
                 return self._staged[table]
             self.bytes_read += table.bytes_of(columns)
+        if table.files:
+            serve(self._here, table.files[0].path)
         relation = module_of(table.format).relation(table) or self._streamed(table, columns)
         if not table.whole:
             return str(relation)

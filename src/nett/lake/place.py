@@ -1,13 +1,14 @@
-"""Where a lake lies: its files by relative name, and how an engine is told of them. Local folders and files only as yet."""
+"""Where a lake lies: its files by relative name, and how an engine is told of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 from nett.core.errors import Refused
+from nett.lake import remote
 from nett.lake.table import File
 
 HIDDEN = (".", "_")  # as Hadoop has it: _SUCCESS, _temporary, .crc, ._resource forks
@@ -18,20 +19,14 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
-def secrets(path: str) -> dict[str, str]:
-    """What a package that speaks to object stores itself needs beyond the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
-
-
 def serve(connection: Any, path: str) -> Any:
     """A DuckDB connection that can open this path."""
-    return connection
+    return connection if is_local(path) else remote.serve(connection, path)
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> Any:
     """A file of a lake, to read and seek in."""
-    return open(path, "rb")
+    return open(path, "rb") if is_local(path) else remote.opened(path)
 
 
 def hidden(folder: str) -> bool:
@@ -44,21 +39,29 @@ class Place:
     """The root of a lake. Names are relative to it, with ``/``."""
 
     def __init__(self, root: str) -> None:
+        if not is_local(root):
+            self.root = root.rstrip("/")
+            return
         self.root = os.path.abspath(root)
         if not os.path.exists(self.root):
             raise Refused("there is no such file or folder", where=root)
 
     def path(self, name: str) -> str:
         """What an engine opens."""
-        return os.path.join(self.root, name) if name else self.root
+        return f"{self.root}/{name}" if name else self.root
 
     def files(self) -> Iterator[tuple[str, File]]:
-        """(name, file) of every file below the root that is not hidden, in the order of their names. Folders whose
-        name starts with ``_delta_log`` are walked, since they tell what a table is."""
-        if os.path.isfile(self.root):
+        """(name, file) of every file below the root that is not hidden, in the order of their names. Folders named
+        ``_delta_log`` are walked, since they tell what a table is."""
+        if not is_local(self.root):
+            for name, file in remote.files_below(self.root):
+                *folders, last = name.split("/")
+                if not last.startswith(".") and not any(hidden(f) and f != "_delta_log" for f in folders):
+                    yield name, file
+        elif os.path.isfile(self.root):
             yield os.path.basename(self.root), self._file(self.root)
-            return
-        yield from self._below("")
+        else:
+            yield from self._below("")
 
     def _below(self, folder: str) -> Iterator[tuple[str, File]]:
         with os.scandir(self.path(folder)) as entries:

@@ -11,6 +11,7 @@ read to its end.
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 
 MODULES = ("delta", "iceberg", "parquet", "delimited", "jsonl", "arrow")
@@ -37,6 +38,11 @@ class Unreadable(Exception):
     def __init__(self, why: str, what: str = "unreadable") -> None:
         super().__init__(why)
         self.what = what
+
+
+def only(path: str) -> str:
+    """A path in SQL that DuckDB takes for this file and for no pattern of others."""
+    return literal(re.sub(r"([\[*?])", r"[\1]", path))
 
 
 def literal(text: str) -> str:

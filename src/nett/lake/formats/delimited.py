@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from nett.lake.formats import Unreadable, literal
+from nett.lake.formats import Unreadable, literal, only
 from nett.lake.formats.parts import as_option, parts_of, union
 from nett.lake.formats.text_kinds import partition_columns
 from nett.lake.place import open_file, serve
@@ -113,7 +113,7 @@ def _sniffed(path: str) -> list[Any]:
         spelled = f", encoding={literal(encoding)}" if encoding else ""
         for more in (f", sample_size=2048, {SMALL}", ""):
             for given in tries:
-                asked = f"SELECT {_WHAT} FROM sniff_csv({literal(path)}{given}{more}{spelled})"
+                asked = f"SELECT {_WHAT} FROM sniff_csv({only(path)}{given}{more}{spelled})"
                 try:
                     found = serve(quick_connection(), path).execute(asked).fetchone()
                 except duckdb.Error as error:
@@ -137,7 +137,7 @@ def _head(path: str) -> bytes:
     packed = {"gz": "gzip", "zst": "zstd"}.get(path.lower().rpartition(".")[2])
     with open_file(path) as file:
         if packed is None:
-            return file.read(1 << 16)
+            return bytes(file.read(1 << 16))
         try:
             with pa.CompressedInputStream(file, packed) as text:
                 return bytes(text.read(1 << 16))

@@ -19,7 +19,8 @@ from nett.lake.formats.live import live_files, read_by_package, read_by_sql
 from nett.lake.formats.parts import union
 from nett.lake.formats.streaming import Streamed, made_plain, plain
 from nett.lake.formats.text_kinds import partition_columns, partition_span
-from nett.lake.place import is_local, secrets
+from nett.lake.place import is_local
+from nett.lake.remote import secrets
 from nett.lake.table import File, Span, Table
 
 LOG = "/_delta_log/"
@@ -113,7 +114,7 @@ def _opened(root: str, version: int | None = None) -> Any:
         from deltalake import DeltaTable
     except ImportError as error:
         raise missing_extra("deltalake", "lake", "tables of Delta Lake") from error
-    return DeltaTable(root, version=version, storage_options=None if is_local(root) else secrets(root))
+    return DeltaTable(root, version=version, storage_options=None if is_local(root) else secrets())
 
 
 def _logged(span: Span, kind: str, name: str, actions: Sequence[Mapping[str, Any]]) -> Span:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nett.lake.formats import Unreadable, literal
+from nett.lake.formats import Unreadable, literal, only
 from nett.lake.formats.delimited import quick_connection
 from nett.lake.formats.parts import as_option, parts_of, union
 from nett.lake.formats.text_kinds import partition_columns
@@ -31,7 +31,7 @@ def describe(name: str, files: Sequence[File]) -> Table:
 
     if all(file.size == 0 for file in files):
         raise Unreadable("the file is empty")
-    paths = ", ".join(literal(f.path) for f in files)
+    paths = ", ".join(only(f.path) for f in files)
     asked = (
         f"SELECT json_group_structure(json), count(*) FILTER (json_type(json) <> 'OBJECT') FROM {_lines(f'[{paths}]')}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from nett.lake.formats import Unreadable, literal
+from nett.lake.formats import Unreadable, literal, only
 from nett.lake.table import File, Table
 
 
@@ -80,7 +80,7 @@ def _of_file(values: Sequence[str | None]) -> str:
 
 
 def _listed(table: Table, part: Part) -> str:
-    return f"[{', '.join(literal(table.files[n].path) for n in part.files)}]"
+    return f"[{', '.join(only(table.files[n].path) for n in part.files)}]"
 
 
 def _names(letter: str, width: int) -> str:
