@@ -68,8 +68,13 @@ def _names(path: str, sniffed: Sequence[str], how: Sequence[Any]) -> tuple[list[
     if header and not any(map(_NUMBERED, sniffed)):
         digits = len(str(width - 1))
         return [f"column{i}" if n == f"column{i:0{digits}}" else n for i, n in enumerate(sniffed)], True
-    source = _read(literal(path), width, (*how[:4], False, how[5]))
-    row = serve(quick_connection(), path).execute(f"SELECT * FROM {source} LIMIT 1").fetchone() or ()
+    import duckdb
+
+    source = _read(only(path), width, (*how[:4], False, how[5]))
+    try:
+        row = serve(quick_connection(), path).execute(f"SELECT * FROM {source} LIMIT 1").fetchone() or ()
+    except duckdb.Error as error:
+        raise Unreadable(f"its rows have no common dialect or width: {_reason(error)}", BROKEN) from error
     header = header or _are_names(row)
     return [(row[i] if header and i < len(row) else None) or f"column{i}" for i in range(width)], header
 
