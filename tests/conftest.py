@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.pluginmanager.register(_Laws(config), "nett-laws")
     folder = shared.begin_run()
+    os.environ["NETT_CACHE"] = str(folder / "cache")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

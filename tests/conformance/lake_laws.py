@@ -3,6 +3,7 @@ nothing, what was deleted comes back."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def said(card: Card, paths: list[str]) -> Any:
-    """The answer without its lines for people, which tell seconds."""
-    return {k: v for k, v in answered(card, paths).items() if k != "say"}
+    """The answer without what it took: its lines for people tell seconds, and a cache spares reading."""
+    return {k: _effortless(v) for k, v in answered(card, paths).items() if k != "say"}
+
+
+def _effortless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _effortless(v) for k, v in value.items() if k != "bytes_read"}
+    return [_effortless(v) for v in value] if isinstance(value, list) else value
 
 
 def says_the_same_twice(card: Card, folder: Path) -> None:
+    """Also of files that are old enough to be kept in a cache."""
     paths = write_lake(folder / "lake")
+    for file in (folder / "lake").rglob("*"):
+        os.utime(file, (1_700_000_000, 1_700_000_000))
     assert said(card, paths) == said(card, paths)
 
 

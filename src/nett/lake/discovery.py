@@ -102,22 +102,23 @@ def partition_of(name: str, table: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def find_tables(
-    place: Place, *, threads: int = 2, known: Callable[[Candidate], Table | None] = lambda _: None
+    place: Place, *, threads: int = 2, describe: Callable[[Candidate], Table] | None = None
 ) -> tuple[list[Table], list[Warning]]:
-    """The tables of a lake, described, and what could not be. ``known`` gives the ones that need not be looked at."""
+    """The tables of a lake, described, and what could not be. ``describe`` looks at one; by
+    default its format does."""
     found = candidates(place)
     report.begin("looking at tables", len(found), "tables")
     with ThreadPoolExecutor(threads) as pool:
-        told = list(pool.map(lambda one: _describe(one, known), found))
+        told = list(pool.map(lambda one: _describe(one, describe), found))
     report.end()
     tables = [t for t in told if isinstance(t, Table)]
     lost = [w for w in told if isinstance(w, Warning)]
     return tables, lost + [Warning(t.name, what, why, kept=True) for t in tables for what, why in t.notes]
 
 
-def _describe(one: Candidate, known: Callable[[Candidate], Table | None]) -> Table | Warning:
+def _describe(one: Candidate, describe: Callable[[Candidate], Table] | None) -> Table | Warning:
     try:
-        table = known(one) or described(one.name, one.format, one.files)
+        table = describe(one) if describe else described(one.name, one.format, one.files)
         if not table.columns:
             return Warning(one.name, "no-columns", "it has no columns, so nothing can be said of its rows")
         return table

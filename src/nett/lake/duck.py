@@ -48,6 +48,7 @@ class Duck:
         self._staged: dict[Table, str] = {}
         self._numbered = 0
         self.bytes_read = 0
+        self.version = str(duckdb.__version__)
 
     def close(self) -> None:
         self._db.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from json import dumps
 
 from nett.lake.place import open_file
@@ -18,7 +18,9 @@ BLOCK = 1 << 20
 ETAG = re.compile(r"etag:[0-9a-f]{32}")  # of many pieces it ends with their number
 
 
-def equal_tables(tables: Sequence[Table]) -> tuple[list[list[Table]], int]:
+def equal_tables(
+    tables: Sequence[Table], digest: Callable[[Table], tuple[str | None, int]] | None = None
+) -> tuple[list[list[Table]], int]:
     """(groups of tables with equal bytes, singles too, in the order of their first; bytes that were read).
 
     A file that cannot be read makes its table a group of its own: whoever reads it next says so.
@@ -36,9 +38,9 @@ def equal_tables(tables: Sequence[Table]) -> tuple[list[list[Table]], int]:
             if len(some) > 1 and tagged:
                 mark = (key, tuple(f.mark for f in table.files))
             elif len(some) > 1:
-                digest, size = digest_of(table)
+                seen, size = (digest or digest_of)(table)
                 read += size
-                mark = (key, digest or table.name)
+                mark = (key, seen or table.name)
             groups.setdefault(mark, []).append(table)
     place = {t: i for i, t in enumerate(tables)}
     return sorted(groups.values(), key=lambda group: place[group[0]]), read

@@ -42,11 +42,18 @@ class Engine(Protocol):
 
     ``casts``: columns that are hashed as 64-bit floats, since some table holds them as other numbers. Equal rows of any
     two tables have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for. ``lanes``:
-    how many threads may ask at once.
+    how many threads may ask at once. ``version``: hashes of one version are equal for equal rows.
     """
 
-    bytes_read: int
-    lanes: int
+    @property
+    def bytes_read(self) -> int:
+        """So far."""
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def version(self) -> str: ...
 
     def profile(self, table: Table) -> Profile:
         """Rows, the kinds of columns of text files, and the span of each column, from the values themselves."""

@@ -29,6 +29,8 @@ def scan(
     memory_limit: str | None = None,
     threads: Annotated[int, Between(1, None)] | None = None,
     seed: int = 0,
+    cache: Path | None = None,
+    no_cache: bool = False,
     json: Path | None = None,
 ) -> dict[str, Any]:
     """Say which tables below a folder are wholly contained in others, and prove it row by row.
@@ -49,6 +51,8 @@ def scan(
         memory_limit: of the engine, such as 512MB; beyond it spills to disk.
         threads: of the engine.
         seed: of the columns that the preset draws.
+        cache: folder for what the next scan need not read again; by default the user's cache folder.
+        no_cache: read everything, and keep nothing.
         json: file for the findings.
     When to use: to find extracts, copies, old snapshots and projections among the tables of a lake.
     When not: for tables whose columns were renamed, and for near-equal text inside of values.
@@ -69,6 +73,7 @@ def scan(
     told = scan_lake(
         paths[0], engine=engine, semantics=semantics, text=compare == "text", verify=verify, least=min_containment,
         sampling=sampling, ignore=ignore, memory=memory_limit, threads=threads, master=master,
+        cache=cache, no_cache=no_cache,
     )  # fmt: skip
     if strict and told["warnings"]:
         first = told["warnings"][0]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nett.core.staging import put_file
+from nett.lake.cache import cache_of
 from nett.lake.discovery import find_tables
 from nett.lake.place import Place
 from nett.lake.protocol import Containment, Engine, Semantics
+from nett.lake.remembering import Remembering, describing, digesting
 from nett.lake.stages import Found, Sampling, Search
 from nett.lake.table import Table
 
@@ -31,19 +33,36 @@ def scan_lake(
     memory: str | None = None,
     threads: int | None = None,
     master: str | None = None,
+    cache: Path | None = None,
+    no_cache: bool = False,
 ) -> dict[str, Any]:
     """The findings of one scan, as JSON has them."""
     place = Place(path)
-    tables, warnings = find_tables(place, threads=threads or min(8, os.cpu_count() or 1))
-    for table in tables:
-        _leave_out(table, (ignore or "").split(","))
-    tables = [t for t in tables if t.columns]
-    verbs = open_engine(engine, memory=memory, threads=threads, text=text, master=master)
+    kept = None if no_cache else cache_of(place.root, cache)
     try:
-        search = Search(verbs, semantics=semantics, sampling=sampling, verify=verify, least=least, text=text)
-        found = search.run(tables)
-    finally:
-        verbs.close()
+        tables, warnings = find_tables(
+            place, threads=threads or min(8, os.cpu_count() or 1), describe=describing(kept) if kept else None
+        )
+        for table in tables:
+            _leave_out(table, (ignore or "").split(","))
+        tables = [t for t in tables if t.columns]
+        verbs = open_engine(engine, memory=memory, threads=threads, text=text, master=master)
+        if kept is not None:
+            verbs = Remembering(verbs, kept, text=text)
+        try:
+            search = Search(
+                verbs, semantics=semantics, sampling=sampling, verify=verify, least=least, text=text,
+                digest=digesting(kept) if kept else None,
+            )  # fmt: skip
+            found = search.run(tables)
+        finally:
+            verbs.close()
+    except BaseException:
+        if kept is not None:
+            kept.close(complete=False)
+        raise
+    if kept is not None:
+        kept.close()
     found.warnings = warnings + found.warnings
     return as_json(place, tables, found, semantics)
 

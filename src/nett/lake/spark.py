@@ -71,6 +71,7 @@ class Spark:
         self._text = text
         self._frames: dict[Table, Any] = {}
         self.bytes_read = 0
+        self.version = str(self._session.version)
 
     def close(self) -> None:
         for frame in self._frames.values():

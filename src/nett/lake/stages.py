@@ -52,11 +52,11 @@ class Sampling:
 
     def size(self, pairs: int) -> int:
         """t >= ln(pairs / delta) / -ln(1 - epsilon): a pair with a share c of its rows in the parent passes with
-        c^t at most."""
+        c^t at most. A power of two, so that one more table in the lake seldom asks for other samples of all."""
         if self.rows is not None:
             return self.rows
         wanted = math.log(max(1, pairs) / self.delta) / -math.log1p(-self.epsilon)
-        return min(MOST, max(LEAST, math.ceil(wanted)))
+        return min(MOST, max(LEAST, 1 << (math.ceil(wanted) - 1).bit_length()))
 
 
 @final
@@ -96,7 +96,9 @@ class Search:
         verify: bool = True,
         least: float = 1.0,
         text: bool = False,
+        digest: Callable[[Table], tuple[str | None, int]] | None = None,
     ) -> None:
+        self._digest = digest
         self.engine, self.semantics, self.sampling = engine, semantics, sampling or Sampling()
         self.verify, self.least, self.text = verify, least, text
         self.found = Found(verified=verify)
@@ -106,7 +108,9 @@ class Search:
     def run(self, tables: Iterable[Table]) -> Found:
         """Every stage, one after the other."""
         began = time.monotonic()
-        groups, read = equal_tables(list(tables))
+        some = list(tables)
+        groups, read = equal_tables(some, self._digest)
+        read += sum(t.described for t in some)
         self.found.groups = groups
         self._groups = {group[0]: group for group in groups}
         self._weight = {group[0]: len(group) for group in groups}
