@@ -95,7 +95,7 @@ def test_the_plainest_way_is_found(bench: Workbench, tmp_path: Path, name: str) 
     pq.write_table(table, tmp_path / "child.parquet")
     tables = tables_of(tmp_path)
     made = find(bench, lay(bench, tables["child.parquet"]), tables["base.parquet"], tmp_path, "s")
-    shown = shown_sql(made, bench.own(tables["child.parquet"]), tables)
+    shown = shown_sql(made, bench.own(tables["child.parquet"]), tables, tmp_path)
     assert made.kind == kind and words in shown
     assert made.bytes == sum((tmp_path / s.path).stat().st_size for s in made.stored)
     assert Rebuild.model_validate_json(made.model_dump_json()) == made
@@ -164,7 +164,7 @@ def test_several_parents_together(bench: Workbench, tmp_path: Path) -> None:
     made = find_union(bench, lay(bench, tables["middle.parquet"]), months, tmp_path, "z")
     assert len(made.parts) == 3 and len(made.stored) == 2
     redone(bench, made, tables["middle.parquet"], tables, tmp_path)
-    with pytest.raises(NotExact, match="1 of its rows are in no other"):
+    with pytest.raises(NotExact, match="of its rows are in no other"):
         find_union(bench, lay(bench, tables["more.parquet"]), months, tmp_path, "w")
 
 

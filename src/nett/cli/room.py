@@ -16,7 +16,7 @@ from nett.core.errors import UsageError, did_you_mean
 from nett.core.progress import report
 from nett.core.registry import Card, Parameter
 
-_DRY = {"dry_run": True, "apply": False}  # what --dry-run means to a command that has one of these
+_DRY = {"dry_run": True, "apply": False, "yes": False}  # what --dry-run means to a command that has one of these
 
 
 @final

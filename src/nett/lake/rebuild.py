@@ -1,5 +1,6 @@
 """How a table is had from others, as data: what plans hold, and what is turned into SQL anew each time it is used.
 
+    copy       the same bytes as one parent has
     whole      all rows of one parent
     distinct   its distinct rows
     predicate  its rows (or distinct rows) that fulfil conditions on its columns
@@ -11,6 +12,7 @@ Where the rows' order would be another than the parent's, an order file says the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +23,7 @@ from nett.lake.exact import SIMPLE, NotExact, Own, place_of
 from nett.lake.formats import literal
 from nett.lake.table import Table
 
-Kind = Literal["whole", "distinct", "predicate", "selector", "union"]
+Kind = Literal["copy", "whole", "distinct", "predicate", "selector", "union"]
 
 
 class Strict(BaseModel):
@@ -158,16 +160,18 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def shown_sql(rebuild: Rebuild, columns: Sequence[Own], tables: Mapping[str, Table], root: Path | None = None) -> str:
-    """The rebuild for people, and for DuckDB started in the lake's folder (or anywhere, with ``root``); rows of
+def shown_sql(
+    rebuild: Rebuild, columns: Sequence[Own], tables: Mapping[str, Table], root: Path, *, absolute: bool = False
+) -> str:
+    """The rebuild for people, and for DuckDB started in the lake's folder, or anywhere with ``absolute``; rows of
     selectors are named by their file."""
     parts = []
     for part in rebuild.parts:
         parent = tables[part.parent]
-        taken = ", ".join(f"{_named(parent, c)} AS {identifier(c.name)}" for c in columns)
+        taken = ", ".join(f"{_named(parent, c)} AS {identifier(c.name)}" for c in columns) or "*"
         where = [_shown(c, parent) for c in part.where]
         where += [f"row ordinal IN ({part.rows.path})"] if part.rows is not None else []
-        files = ", ".join(literal(_path(parent, f.path, root)) for f in parent.files)
+        files = ", ".join(literal(f.path if absolute else os.path.relpath(f.path, root)) for f in parent.files)
         reader = "read_parquet" if parent.format == "parquet" else "read_csv"
         more = ", all_varchar=true" if parent.format == "delimited" else ""
         parts.append(
@@ -199,14 +203,3 @@ def top_of(parent: Table, name: str) -> str:
     """The top-level column that a flattened one is in."""
     inner = parent.column(name).inner
     return name[: len(name) - sum(len(f) + 1 for f in inner)] if inner else name
-
-
-def _path(parent: Table, path: str, root: Path | None) -> str:
-    if root is not None:
-        return path
-    # Tables of one file are called by its path below the lake's root.
-    return (
-        parent.name
-        if len(parent.files) == 1 and path.endswith(parent.name)
-        else path.rpartition(parent.name)[1] + path.rpartition(parent.name)[2]
-    )

@@ -12,6 +12,7 @@ from nett.lake.table import Table
 from nett.lake.workbench import Workbench
 
 MOST_PARENTS = 32  # that are looked at
+SAMPLE = 64  # rows that must be somewhere before all are looked for
 MOST_PARTS = 12  # that one table is put together from
 
 
@@ -27,6 +28,14 @@ def find_union(bench: Workbench, child: Child, parents: Sequence[Table], folder:
                 laid[parent] = bench.keys(parent, child.own)
             except NotExact:
                 continue
+        few = bench.make(f"SELECT o, h FROM {left} ORDER BY h LIMIT {SAMPLE}")
+        try:
+            for keys in laid.values():
+                bench.db.execute(f"DELETE FROM {few} WHERE h IN (SELECT h FROM {keys})")
+            if bench.one(f"SELECT count(*) FROM {few}")[0]:
+                raise NotExact("some of its rows are in no other table with these very values")
+        finally:
+            bench.drop(few)
         gains = {p: _covered(bench, left, keys) for p, keys in laid.items()}
         while gains and max(gains.values()) and len(parts) < MOST_PARTS:
             best = max(gains, key=lambda p: (gains[p], -p.bytes, p.name))
