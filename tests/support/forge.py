@@ -31,8 +31,8 @@ class Ended(NamedTuple):
 class Forge:
     """The parent's side."""
 
-    def __init__(self) -> None:
-        code = f"import sys; sys.path.insert(0, {str(_TESTS)!r}); from support.forge import serve; serve()"
+    def __init__(self, warm: str = "support.work:warm") -> None:
+        code = f"import sys; sys.path.insert(0, {str(_TESTS)!r}); from support.forge import serve; serve({warm!r})"
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -82,13 +82,15 @@ def forge() -> Forge:
     return Forge()
 
 
-def serve() -> None:
-    """The warm process: answers on what was its standard output, which children may not touch."""
+def serve(warm: str) -> None:
+    """The warm process: answers on what was its standard output, which children may not touch. ``warm``:
+    ``module:function`` that is called once."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     importlib.import_module("support.unsynced").do_not_wait_for_the_disk()
     importlib.import_module("support.compiling").one_at_a_time()
-    importlib.import_module("support.work").warm()
+    module, _, name = warm.partition(":")
+    getattr(importlib.import_module(module), name)()
 
     def say(**answer: Any) -> None:
         channel.write(json.dumps(answer, default=str) + "\n")

@@ -63,8 +63,8 @@ class Applying:
             for parent in one.rebuild.parents:
                 if parent in aside:
                     raise Refused(f"is to be rebuilt from {parent!r}, which was moved aside", where=place)
-            self._writable(place)
             self._alone(one)
+            self._writable(place)
             for file in one.rebuild.stored:
                 _selector(self.path.absolute().parent, file)
             for pin in (one.table, *self.plan.pins(one)):

@@ -38,7 +38,11 @@ def inside(root: Path, name: str) -> Path:
     path = root
     for part in PurePosixPath(name).parts:
         path = path / part
-        if path.is_symlink():
+        try:
+            linked = path.is_symlink()
+        except OSError as error:
+            raise Refused(f"cannot be looked at: {error.strerror}", where=path) from error
+        if linked:
             raise Refused("is a symbolic link; nett neither moves nor reads through those", where=path)
     return path
 

@@ -58,6 +58,8 @@ class Deletion(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Deletion:
+        for file in self.rebuild.stored:
+            relative(file.path)
         copy = self.rebuild.kind == "copy"
         if copy != (self.bag is None) or copy != (self.form is None):
             raise ValueError("a copy has no bag and no form, everything else has both")
@@ -71,8 +73,6 @@ class Deletion(Strict):
                 raise ValueError(f"the way {self.rebuild.kind} has no conditions")
         if any(f.path != self.path and not f.path.startswith(f"{self.path}/") for f in self.table.files):
             raise ValueError(f"{self.table.name!r} has files outside of {self.path!r}")
-        for file in self.rebuild.stored:
-            relative(file.path)
         return self
 
     @property

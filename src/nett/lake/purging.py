@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from typing import final
@@ -12,7 +11,7 @@ from typing import final
 from nett.core.progress import report
 from nett.core.staging import put_file, sync_folder
 from nett.lake.pinning import Watch
-from nett.lake.quarantine import Entry, Quarantine
+from nett.lake.quarantine import Entry, Quarantine, removed
 from nett.lake.redo import Redo
 
 
@@ -54,9 +53,6 @@ class Purging:
         trash = self.quarantine.own / "tmp" / f"{entry.id}.gone"
         os.rename(entry.data, trash)
         sync_folder(entry.place)
-        if trash.is_dir():
-            shutil.rmtree(trash)
-        else:
-            trash.unlink()
+        removed(trash)
         self.quarantine.audit("purged", entry, bytes=entry.record.deletion.bytes)
         entry.place.rmdir()

@@ -143,7 +143,7 @@ class Quarantine:
     def _settle(self) -> None:
         """Clear away what a kill left: scratch, folders without a record, and records of tables that were not moved."""
         for left in (self.own / "tmp").iterdir():
-            shutil.rmtree(left)
+            removed(left)
         for folder in (self.own / "tables").iterdir():
             if not (folder / "record.json").is_file():
                 shutil.rmtree(folder)
@@ -232,6 +232,14 @@ def move(source: Path, target: Path) -> None:
     os.rename(source, target)
     sync_folder(target.parent)
     sync_folder(source.parent)
+
+
+def removed(path: Path) -> None:
+    """Delete a file or folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def entry_id(one: Deletion) -> str:

@@ -57,6 +57,8 @@ class Redo:
         file = target if names == ["."] else target / names[0]  # a table of several files comes back as one of them
         file.parent.mkdir(parents=True, exist_ok=True)
         tables = {pin.name: self.table(pin) for pin in parents}
+        import duckdb
+
         try:
             picks = load_picks(self.bench, one.rebuild, selectors, row_counts(self.bench, one.rebuild, tables))
             sql = rebuild_sql(one.rebuild, one.own, tables, self.bench.source, self.bench.projected, picks)
@@ -64,8 +66,10 @@ class Redo:
             if picks is not None:
                 self.bench.drop(picks)
             self._compare(one, file)
-        except (NotExact, Unreadable) as why:
-            raise ProofFailed(f"cannot be rebuilt: {why}", where=self.root / one.path) from why
+        except (NotExact, Unreadable, duckdb.Error) as why:
+            raise ProofFailed(
+                f"cannot be rebuilt: {str(why).splitlines()[0][:300]}", where=self.root / one.path
+            ) from why
         return target
 
     def is_it(self, one: Deletion, path: Path) -> bool:

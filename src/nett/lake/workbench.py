@@ -18,7 +18,7 @@ FORMATS = ("parquet", "delimited")  # that tables are rebuilt from, and as
 
 @final
 class Workbench:
-    """One database in a temporary folder. Row ordinals count from 0: in Parquet by the files' own row numbers, file
+    """One database in memory, which spills into a temporary folder. Row ordinals count from 0: in Parquet by the files' own row numbers, file
     after file; in text files by the order of lines."""
 
     def __init__(self, *, memory: str | None = None, threads: int | None = None) -> None:
@@ -30,7 +30,7 @@ class Workbench:
         config: dict[str, Any] = {"temp_directory": os.path.join(self.folder.name, "spill")}
         config |= {"memory_limit": memory} if memory else {}
         config |= {"threads": threads} if threads else {}
-        self.db = duckdb.connect(os.path.join(self.folder.name, "bench.duckdb"), config=config)
+        self.db = duckdb.connect(config=config)  # its tables spill into that folder too
         self.db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true; SET enable_progress_bar = false")
         self._sources: dict[Table, str] = {}
         self._owns: dict[Table, list[Own]] = {}
@@ -68,7 +68,7 @@ class Workbench:
     def make(self, sql: str) -> str:
         """A query's rows as a table of this database; its name."""
         name = self.named()
-        self.db.execute(f"CREATE TABLE {name} AS {sql}")
+        self.db.execute(f"CREATE TEMP TABLE {name} AS {sql}")
         return name
 
     def drop(self, *names: str) -> None:
