@@ -94,7 +94,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert all({"time", "user", "what", "table", "id", "plan"} <= e.keys() for e in events)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables=lakes())
 def test_random_lakes_come_back(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, pa.Table]) -> None:
     """Planned, applied, purged and restored: the same types and bags of rows."""

@@ -26,6 +26,9 @@ def warm() -> None:
 
     report.style = "quiet"
     for name in (
+        "nett.cli.app",
+        "nett.cli.room",
+        "support.cli",
         "decimal",
         "duckdb",
         "numpy",

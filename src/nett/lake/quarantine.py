@@ -154,6 +154,8 @@ class Quarantine:
                 if event in ("quarantined", "purged"):  # it was moved back, and only that was not yet written down
                     self.audit("restored", entry, recovered=True)
                 self.forget(entry)
+            elif event == "restored" and state != "quarantined" and os.path.lexists(entry.original):
+                self.forget(entry)  # rebuilt, put back and written down
             elif state in ("quarantined", "purged") and event != state:
                 self.audit(state, entry, recovered=True)
         for place in (self.own / "quarantine").iterdir():

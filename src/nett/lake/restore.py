@@ -56,7 +56,6 @@ def restore(
         ]
     else:
         with quarantine.changing():
-            entries = run.chosen(names, all=all)
             told = run.restore(entries)
     word = "would restore" if dry_run else "restored"
     lines = [f"{word} {t['name']} ({'its own bytes' if t['from'] == 'quarantine' else 'rebuilt'})" for t in told]

@@ -26,7 +26,7 @@ class Restoring:
 
     def chosen(self, names: Sequence[str], *, all: bool) -> list[Entry]:
         """The tables asked for; UsageError for a name that was not moved aside."""
-        there = {e.name: e for e in self.quarantine.entries() if e.state != "intended" or e.purging}
+        there = {e.name: e for e in self.quarantine.entries()}
         for name in names:
             if name not in there:
                 raise UsageError(
@@ -38,6 +38,8 @@ class Restoring:
     def restore(self, entries: Sequence[Entry]) -> list[dict[str, object]]:
         """Bring these back; what was brought back stays so if a later one is refused."""
         told: list[dict[str, object]] = []
+        there = {e.id for e in self.quarantine.entries()}
+        entries = [e for e in entries if e.id in there]  # a run that was killed may have left some to be forgotten only
         report.begin("restoring", len(entries), "tables")
         try:
             for entry in entries:
