@@ -77,15 +77,4 @@ def lake_restore(*, lake: str) -> None:
 
 def lake_as_nobody(*, words: Sequence[str]) -> tuple[int, str, str]:
     """``nett lake …`` as the user ``nobody``, who may not be able to import what is not yet imported."""
-    import tempfile
-
-    import nett
-    from support.lakes import write_lake
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_lake(Path(folder) / "lake")
-        out = Path(folder) / "plan.json"
-        nett.lake.plan(f"{folder}/lake", out=out)  # type: ignore[attr-defined]
-        nett.lake.apply(str(out), yes=True)  # type: ignore[attr-defined]
-        nett.lake.restore([], all=True, lake=Path(folder) / "lake")  # type: ignore[attr-defined]
     return unprivileged(words=words)

@@ -144,7 +144,7 @@ def _write(plan: Plan, files: Mapping[str, str], scratch: Path, out: Path) -> No
 
 def as_json(made: Made) -> dict[str, Any]:
     """The plan with what was noticed."""
-    told: dict[str, Any] = made.plan.model_dump(mode="json")
+    told: dict[str, Any] = made.plan.model_dump(mode="json", exclude={"created"})
     return told | {
         "tables": made.tables, "bytes": made.bytes, "edges": [e.as_json() for e in made.edges],
         "warnings": [w.as_json() for w in made.warnings], "unknown": made.unknown,

@@ -49,7 +49,7 @@ def find_ways(
     """Every way that could be worth taking, tried. ``stay``: tables that stay in any case, and why; ``folder``: for
     the files of selectors; ``several``: also look for tables that several others together cover."""
     ways = Ways()
-    broken = {w.table for w in found.warnings}
+    broken = {w.table for w in found.warnings if not w.kept}
     of = {group[0]: group for group in found.groups}
     free = {t: [m for m in of[t] if m.name not in stay] for t in of if t.name not in broken}
     todo = [t for t in free if free[t] and (found.parents.get(t) or found.wider.get(t))]

@@ -57,6 +57,8 @@ def _delimited(table: Table, columns: tuple[tuple[str, str], ...]) -> Form:
         )
     if not options["delim"] or len(options["delim"]) != 1:
         raise NotExact(f"its fields are separated by {options['delim']!r}; nett writes single characters")
+    if options["encoding"] is not None:
+        raise NotExact(f"it is encoded as {options['encoding']}; nett writes UTF-8 only")
     packing: Literal["gzip", "zstd", "none"] = (
         "gzip" if path.endswith(".gz") else "zstd" if path.endswith(".zst") else "none"
     )
