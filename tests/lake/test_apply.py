@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -360,10 +361,13 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to become nobody")
-def test_as_an_unprivileged_user(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
+def test_as_an_unprivileged_user() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's, which another run may shut meanwhile
+        Path(folder).chmod(0o755)
+        _as_nobody(Path(folder))
+
+
+def _as_nobody(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     write_lake(lake)
     out, _ = planned(tmp_path)
