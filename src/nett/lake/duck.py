@@ -20,7 +20,7 @@ from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable, literal, module_of
 from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.place import serve
-from nett.lake.protocol import Containment, Hashes, Semantics
+from nett.lake.protocol import Containment, Hashes, Lacking, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
 MOST = 10**18 - 1  # whole numbers up to this are compared as integers
@@ -103,15 +103,7 @@ class Duck:
         return found
 
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
-        names = [c.name for c in child.columns]
-        inner, outer = [], []
-        for name in names:
-            how = how_compared(child.column(name), parent.column(name), text=self._text)
-            inner.append(_compared(child.column(name), how))
-            outer.append(_compared(parent.column(name), how))
-        mine = f"SELECT {_numbered(inner)} FROM {self._source(child, child.schema)}"
-        its = f"SELECT {_numbered(outer)} FROM {self._source(parent, child.schema)}"
-        same = " AND ".join(f"c.k{i} IS NOT DISTINCT FROM p.k{i}" for i in range(len(names)))
+        mine, its, same = self._side_by_side(child, parent)
         with _told(child, parent):
             lacking = self._one(f"SELECT count(*) FROM ({mine}) c ANTI JOIN ({its}) p ON {same}")[0]
             if semantics == "set" and (not count or not lacking):
@@ -130,6 +122,31 @@ class Duck:
                 f" FROM c LEFT JOIN p ON {same}"
             )
             return Containment(int(rows), int(lacking))
+
+    def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
+        mine, its, same = self._side_by_side(child, parent)
+        limit = f"ORDER BY ALL NULLS FIRST LIMIT {int(most)}"
+        if semantics == "set":
+            asked = f"SELECT DISTINCT c.*, 1 AS n FROM ({mine}) c ANTI JOIN ({its}) p ON {same} {limit}"
+        else:
+            asked = (
+                f"SELECT c.* REPLACE (c.n - coalesce(p.n, 0) AS n) FROM (SELECT *, count(*) AS n FROM ({mine}) GROUP BY ALL) c"
+                f" LEFT JOIN (SELECT *, count(*) AS n FROM ({its}) GROUP BY ALL) p ON {same}"
+                f" WHERE c.n > coalesce(p.n, 0) {limit}"
+            )
+        with _told(child, parent):
+            return [(tuple(row), int(n)) for *row, n in self._here.execute(asked).fetchall()]
+
+    def _side_by_side(self, child: Table, parent: Table) -> tuple[str, str, str]:
+        """(rows of the child as c, those of the parent as p, where they are equal), columns named k0, k1, …"""
+        inner, outer = [], []
+        for column in child.columns:
+            how = how_compared(column, parent.column(column.name), text=self._text)
+            inner.append(_compared(column, how))
+            outer.append(_compared(parent.column(column.name), how))
+        mine = f"SELECT {_numbered(inner)} FROM {self._source(child, child.schema)}"
+        its = f"SELECT {_numbered(outer)} FROM {self._source(parent, child.schema)}"
+        return mine, its, " AND ".join(f"c.k{i} IS NOT DISTINCT FROM p.k{i}" for i in range(len(inner)))
 
     def _hashed(self, table: Table, columns: Sequence[str], casts: frozenset[str]) -> str:
         values = [_compared(table.column(n), "float" if n in casts else "value") for n in columns]

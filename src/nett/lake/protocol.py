@@ -36,6 +36,9 @@ class Containment:
         return 1.0 if self.rows == 0 else 1 - self.missing / self.rows
 
 
+Lacking = tuple[tuple[Any, ...], int]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """The relational verbs of the room. Columns are named as the tables name them; NULL equals NULL.
@@ -67,6 +70,10 @@ class Engine(Protocol):
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
         """Exact: how many of the child's rows the parent lacks. Without ``count``, under ``set``, rows are counted as
         they stand: zero missing means the same, any other number does not."""
+
+    def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
+        """Some of the rows that the parent lacks, ``most`` at most, the same each time: canonical values of the child's
+        columns in their order, and how often each is lacking (once under ``set``)."""
 
     def close(self) -> None:
         """Give back memory and temporary files."""

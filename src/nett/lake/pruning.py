@@ -11,11 +11,11 @@ from nett.lake.protocol import Semantics
 from nett.lake.table import NUMBERS, Column, Table
 
 
-def too_many_rows(child: Table, parent: Table, semantics: Semantics) -> bool:
-    """Whether the child cannot be in the parent for the number of its rows."""
+def too_many_rows(child: Table, parent: Table, semantics: Semantics, least: float = 1.0) -> bool:
+    """Whether the share ``least`` of the child cannot be in the parent for the number of its rows."""
     if child.rows is None or parent.rows is None or child.rows == 0:
         return False
-    return parent.rows == 0 or (semantics == "bag" and child.rows > parent.rows)
+    return parent.rows == 0 or (semantics == "bag" and child.rows * least > parent.rows + 1e-9 * child.rows)
 
 
 def out_of_range(child: Table, parent: Table, *, text: bool = False) -> str | None:

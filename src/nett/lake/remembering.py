@@ -18,7 +18,8 @@ from nett.lake.cache import Cache
 from nett.lake.discovery import Candidate, described
 from nett.lake.equal_tables import digest_of
 from nett.lake.formats import Unreadable, module_of
-from nett.lake.protocol import Containment, Engine, Hashes, Semantics
+from nett.lake.plain import plain_value
+from nett.lake.protocol import Containment, Engine, Hashes, Lacking, Semantics
 from nett.lake.table import Column, File, Profile, Span, Table
 
 LONGER = 256  # hashes of a sample at least
@@ -111,6 +112,18 @@ class Remembering:
             return Containment(*json.loads(found))
         answer = self._engine.missing(child, parent, semantics, count=count)
         self._cache.put(json.dumps([answer.rows, answer.missing]).encode(), *asked)
+        return answer
+
+    def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
+        one, other = self._about(child), self._about(parent)
+        if one is None or other is None:
+            return self._engine.lacking(child, parent, semantics, most)
+        names = [c.name for c in child.columns]
+        asked = ("lacking", one, other, self._how, _columns(child), _columns(parent, names), semantics, most)
+        if (found := self._cache.get(*asked)) is not None:
+            return [(tuple(row), n) for row, n in json.loads(found)]
+        answer = [(tuple(map(plain_value, row)), n) for row, n in self._engine.lacking(child, parent, semantics, most)]
+        self._cache.put(json.dumps(answer).encode(), *asked)
         return answer
 
     def _about(self, table: Table) -> str | None:

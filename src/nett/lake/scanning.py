@@ -12,7 +12,8 @@ from nett.core.staging import put_file
 from nett.lake.cache import cache_of
 from nett.lake.discovery import find_tables
 from nett.lake.place import Place
-from nett.lake.protocol import Containment, Engine, Semantics
+from nett.lake.plain import plain_value
+from nett.lake.protocol import Containment, Engine, Lacking, Semantics
 from nett.lake.remembering import Remembering, describing, digesting
 from nett.lake.stages import Found, Sampling, Search
 from nett.lake.table import Table
@@ -87,13 +88,15 @@ def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantic
     broken = {w.table for w in found.warnings if not w.kept}
     of = {group[0]: group for group in found.groups}
     edges = [
-        (child, parent, containment)
+        (child, parent, containment, found.lacking.get((one, other), []))
         for (one, other), containment in found.edges.items()
         for child in of[one]
         for parent in of[other]
         if not {child.name, parent.name} & broken
     ]
-    edges += [(a, b, Containment(a.rows or 0, 0)) for group in found.groups for a in group for b in group if a is not b]
+    edges += [
+        (a, b, Containment(a.rows or 0, 0), []) for group in found.groups for a in group for b in group if a is not b
+    ]
     equal = {t for group in found.groups if len(group) > 1 for t in group}
     return {
         "version": VERSION,
@@ -121,7 +124,8 @@ def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantic
                     "verified": found.verified
                     or (c in equal and p in equal and [f.size for f in c.files] == [f.size for f in p.files]),
                 }
-                for c, p, n in edges
+                | _differing(c, n, rows)
+                for c, p, n, rows in edges
             ),
             key=lambda e: (e["child"], e["parent"]),
         ),
@@ -132,6 +136,18 @@ def as_json(place: Place, tables: list[Table], found: Found, semantics: Semantic
         "bytes": sum(t.bytes for t in tables),
         "warnings": [w.as_json() for w in found.warnings],
     }
+
+
+def _differing(child: Table, found: Containment, rows: list[Lacking]) -> dict[str, Any]:
+    """Of an edge below 1: how many rows differ, and some of them; ``times`` where one is lacking more than once."""
+    if not found.missing:
+        return {}
+    names = [c.name for c in child.columns]
+    told = [
+        {"row": dict(zip(names, map(plain_value, row), strict=True))} | ({"times": n} if n > 1 else {})
+        for row, n in rows
+    ]
+    return {"missing": found.missing, "lacking": told}
 
 
 def write_json(path: Path, told: dict[str, Any]) -> None:

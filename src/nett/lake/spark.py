@@ -19,7 +19,7 @@ from nett.core.errors import Refused, missing_extra
 from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable
 from nett.lake.formats.parts import Part
-from nett.lake.protocol import Containment, Hashes, Semantics
+from nett.lake.protocol import Containment, Hashes, Lacking, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?\z"
@@ -122,6 +122,38 @@ class Spark:
             return _numbers(there.join(f.broadcast(sought), "h", "left_semi").distinct().orderBy("h").collect())
 
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
+        from pyspark.sql import functions as f
+
+        c, p, same = self._side_by_side(child, parent)
+        with _told(child, parent):
+            if semantics == "set":
+                rows = c.distinct() if count else c
+                lacking = rows.join(p, same, "left_anti").count()
+                return Containment(rows.count() if count else int(child.rows or lacking), lacking)
+            c = c.groupBy(*c.columns).agg(f.count(f.lit(1)).alias("n"))
+            p = p.groupBy(*p.columns).agg(f.count(f.lit(1)).alias("m"))
+            short = f.greatest(f.col("n") - f.coalesce(f.col("m"), f.lit(0)), f.lit(0))
+            total, lacking = c.join(p, same, "left").agg(f.sum("n"), f.sum(short)).first()
+            return Containment(int(total or 0), int(lacking or 0))
+
+    def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
+        from pyspark.sql import functions as f
+
+        c, p, same = self._side_by_side(child, parent)
+        names = list(c.columns)
+        with _told(child, parent):
+            if semantics == "set":
+                found = c.join(p, same, "left_anti").distinct().withColumn("n", f.lit(1))
+            else:
+                c = c.groupBy(*c.columns).agg(f.count(f.lit(1)).alias("n"))
+                p = p.groupBy(*p.columns).agg(f.count(f.lit(1)).alias("m"))
+                short = f.col("n") - f.coalesce(f.col("m"), f.lit(0))
+                found = c.join(p, same, "left").select(*names, short.alias("n")).where(f.col("n") > 0)
+            rows = found.orderBy(*(f.col(n).asc_nulls_first() for n in names)).limit(most).collect()
+        return [(tuple(row[:-1]), int(row[-1])) for row in rows]
+
+    def _side_by_side(self, child: Table, parent: Table) -> Any:
+        """(rows of the child, those of the parent, where they are equal)."""
         from functools import reduce
         from operator import and_
 
@@ -136,16 +168,7 @@ class Spark:
         c = self._source(child, child.schema).select(*inner)
         p = self._source(parent, child.schema).select(*outer)
         same = reduce(and_, (f.col(f"c{i}").eqNullSafe(f.col(f"k{i}")) for i in range(len(inner))))
-        with _told(child, parent):
-            if semantics == "set":
-                rows = c.distinct() if count else c
-                lacking = rows.join(p, same, "left_anti").count()
-                return Containment(rows.count() if count else int(child.rows or lacking), lacking)
-            c = c.groupBy(*c.columns).agg(f.count(f.lit(1)).alias("n"))
-            p = p.groupBy(*p.columns).agg(f.count(f.lit(1)).alias("m"))
-            short = f.greatest(f.col("n") - f.coalesce(f.col("m"), f.lit(0)), f.lit(0))
-            total, lacking = c.join(p, same, "left").agg(f.sum("n"), f.sum(short)).first()
-            return Containment(int(total or 0), int(lacking or 0))
+        return c, p, same
 
     def _hashed(self, table: Table, columns: Sequence[str], casts: frozenset[str]) -> Any:
         """Spark's hash passes over NULL, so that each value goes in with whether it is one; floats lose their sign of

@@ -27,12 +27,13 @@ from nett.lake.comparing import how_compared
 from nett.lake.discovery import Warning
 from nett.lake.equal_tables import equal_tables
 from nett.lake.formats import Unreadable
-from nett.lake.protocol import Containment, Engine, Hashes, Semantics
+from nett.lake.protocol import Containment, Engine, Hashes, Lacking, Semantics
 from nett.lake.pruning import out_of_range, too_many_rows
 from nett.lake.schema_graph import contained_schemas
 from nett.lake.table import NUMBERS, Table
 
 LEAST, MOST = 16, 4096  # sampled rows
+SHOWN = 20  # rows that a parent lacks
 SMALL = 4 << 20  # bytes of a table beside which others are read
 Pair = tuple[Table, Table]  # child, parent
 
@@ -78,6 +79,7 @@ class Found:
 
     groups: list[list[Table]] = field(default_factory=list)
     edges: dict[Pair, Containment] = field(default_factory=dict)
+    lacking: dict[Pair, list[Lacking]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     warnings: list[Warning] = field(default_factory=list)
     verified: bool = True
@@ -149,7 +151,7 @@ class Search:
         unknown = [t for t in concerned if t.rows is None]
         broken = set(self._each(unknown, "reading values", lambda t: t.learn(self.engine.profile(t))))
         left = {
-            c: [p for p in some if p not in broken and not too_many_rows(c, p, self.semantics)]
+            c: [p for p in some if p not in broken and not too_many_rows(c, p, self.semantics, self.least)]
             for c, some in parents.items()
             if c not in broken
         }
@@ -189,6 +191,8 @@ class Search:
         return {c: [p for p in some if out_of_range(c, p, text=self.text) is None] for c, some in parents.items()}
 
     def _by_sample(self, parents: Mapping[Table, list[Table]]) -> dict[Table, list[Table]]:
+        if self.least < 1 and self.semantics == "bag":  # a sample of distinct rows says nothing of how often they stand
+            return dict(parents)
         pairs = [(c, p) for c, some in parents.items() for p in some]
         alike, casts = self._hashable(pairs)
         count = self.sampling.size(len(pairs))
@@ -302,6 +306,8 @@ class Search:
             lacks[parent].add(child)
         if found.missing == 0 or found.share >= self.least:
             self.found.edges[child, parent] = found
+            if found.missing:
+                self.found.lacking[child, parent] = self.engine.lacking(child, parent, self.semantics, SHOWN)
 
     def _chained(self, child: Table, middle: Table, parent: Table) -> bool:
         """Whether containment carries over: the child's columns are compared in one way all along."""
