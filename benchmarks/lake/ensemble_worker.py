@@ -24,7 +24,7 @@ def header(path: Path) -> list[str]:
         return [name or f"column{i}" for i, name in enumerate(next(csv.reader(file)))]
 
 
-def main(lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float) -> dict[str, Any]:
+def main(lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float, compare: str) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     names = {str(f.relative_to(lake)): header(f) for f in sorted(lake.rglob("*.csv"))}
     schemas = {t: frozenset(n) - {ignore} for t, n in names.items()}
@@ -34,10 +34,13 @@ def main(lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float
     frames: dict[str, Any] = {}
 
     def rows(table: str, schema: list[str]) -> Any:
-        """Hashes of the distinct rows in these columns. Numbers are read as floats where a column has only such, so
-        that 1 and 1.0 are equal."""
+        """Hashes of the distinct rows in these columns. By value, numbers are read as floats where a column has only
+        such, so that 1 and 1.0 are equal; by text, all is read as it stands."""
         if table not in frames:
-            frame = pd.read_csv(lake / table, names=names[table], header=0, keep_default_na=False, na_values=[""])
+            type = str if compare == "text" else None
+            frame = pd.read_csv(
+                lake / table, names=names[table], header=0, keep_default_na=False, na_values=[""], dtype=type
+            )
             numbers = [c for c in frame.columns if frame[c].dtype.kind in "iub"]
             frames[table] = frame.astype(dict.fromkeys(numbers, float))
         return np.unique(pd.util.hash_pandas_object(frames[table][schema], index=False).to_numpy())
@@ -65,5 +68,5 @@ def main(lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float
 
 
 if __name__ == "__main__":
-    place, without, perm, part, least = sys.argv[1:]
-    print(json.dumps(main(Path(place), without, int(perm), int(part), float(least))))
+    place, without, perm, part, least, how = sys.argv[1:]
+    print(json.dumps(main(Path(place), without, int(perm), int(part), float(least), how)))

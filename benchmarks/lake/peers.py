@@ -15,7 +15,7 @@ from nett.core.errors import NettError, Refused
 
 HOME = Path(__file__).resolve().parent.parent / ".venv-lake-peers"
 WORKER = Path(__file__).resolve().parent / "ensemble_worker.py"
-PACKAGES = {"datasketch": "2.0.0", "pandas": "3.0.0"}
+PACKAGES = {"datasketch": "2.0.0", "pandas": "3.1.1"}
 
 
 def python(say: Callable[[str], None]) -> Path:
@@ -35,9 +35,11 @@ def python(say: Callable[[str], None]) -> Path:
     return HOME / "bin" / "python"
 
 
-def ensemble(interpreter: Path, lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float) -> Any:
+def ensemble(
+    interpreter: Path, lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float, compare: str
+) -> Any:
     """{"pairs": [[child, parent]], "wall": s, "cpu": s} of one run, all of it counted but the start of Python."""
-    words = [interpreter, WORKER, lake, ignore, str(num_perm), str(num_part), str(threshold)]
+    words = [interpreter, WORKER, lake, ignore, str(num_perm), str(num_part), str(threshold), compare]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     if done.returncode:
         raise NettError(f"the peer failed: {done.stderr[-600:]}", where=interpreter)

@@ -30,12 +30,13 @@ from nett.lake.formats import Unreadable
 from nett.lake.protocol import Containment, Engine, Hashes, Lacking, Semantics
 from nett.lake.pruning import out_of_range, too_many_rows
 from nett.lake.schema_graph import contained_schemas
-from nett.lake.table import NUMBERS, Table
+from nett.lake.table import Table
 
 LEAST, MOST = 16, 4096  # sampled rows
 SHOWN = 20  # rows that a parent lacks
 SMALL = 4 << 20  # bytes of a table beside which others are read
 Pair = tuple[Table, Table]  # child, parent
+Key = tuple[tuple[str, ...], frozenset[str]]  # columns that are hashed, those of them as floats
 
 
 @final
@@ -194,34 +195,31 @@ class Search:
         if self.least < 1 and self.semantics == "bag":  # a sample of distinct rows says nothing of how often they stand
             return dict(parents)
         pairs = [(c, p) for c, some in parents.items() for p in some]
-        alike, casts = self._hashable(pairs)
         count = self.sampling.size(len(pairs))
-        chance = random.Random(self.sampling.seed)
-        keys: dict[Table, tuple[str, ...]] = {}
-        for child in dict.fromkeys(c for c, _ in pairs):
-            names = [c.name for c in child.columns if c.name in alike]
-            if self.sampling.columns is not None:
-                names = sorted(chance.sample(names, min(len(names), self.sampling.columns)))
-            keys[child] = tuple(names)
-        samples: dict[Table, Hashes] = {}
+        keys = self._keys(pairs)
+        wanted: dict[Table, list[Key]] = {}
+        for (child, _), key in keys.items():
+            wanted.setdefault(child, []).append(key)
+        samples: dict[tuple[Table, Key], Hashes] = {}
 
         def take(child: Table) -> None:
-            samples[child] = self.engine.sample(child, keys[child], casts, count)
+            for key in dict.fromkeys(wanted[child]):
+                samples[child, key] = self.engine.sample(child, *key, count)
 
-        broken = set(self._each([c for c in keys if keys[c]], "sampling rows", take))
-        by_parent: dict[Table, dict[tuple[str, ...], list[Table]]] = {}
-        for child, parent in pairs:
-            if child not in broken and keys[child]:
-                by_parent.setdefault(parent, {}).setdefault(keys[child], []).append(child)
+        broken = set(self._each(list(wanted), "sampling rows", take))
+        by_parent: dict[Table, dict[Key, list[Table]]] = {}
+        for (child, parent), key in keys.items():
+            if child not in broken:
+                by_parent.setdefault(parent, {}).setdefault(key, []).append(child)
         gone: set[Pair] = set()
 
         def look(parent: Table) -> None:
-            for names, children in by_parent[parent].items():
-                wanted = np.unique(np.concatenate([samples[c] for c in children]))
-                there = self.engine.present(parent, names, casts, wanted)
+            for key, children in by_parent[parent].items():
+                rows = np.unique(np.concatenate([samples[c, key] for c in children]))
+                there = self.engine.present(parent, *key, rows)
                 for child in children:
-                    size = samples[child].size
-                    if size and 1 - np.isin(samples[child], there).sum() / size > self._tolerated(size):
+                    mine = samples[child, key]
+                    if mine.size and 1 - np.isin(mine, there).sum() / mine.size > self._tolerated(mine.size):
                         gone.add((child, parent))
 
         broken |= set(self._each(list(by_parent), "looking for sampled rows", look))
@@ -231,22 +229,31 @@ class Search:
             if c not in broken
         }
 
+    def _keys(self, pairs: list[Pair]) -> dict[Pair, Key]:
+        """Of each pair the columns that hash alike, and those of them that are hashed as floats. A pair that has none
+        is left to verification; so are all under ``text``, where the text of a type is not that of another."""
+        chance = random.Random(self.sampling.seed)
+        drawn: dict[tuple[Table, Key], Key] = {}
+        found: dict[Pair, Key] = {}
+        for child, parent in pairs:
+            hows = {c.name: how_compared(c, parent.column(c.name), text=self.text) for c in child.columns}
+            names = tuple(n for n, how in hows.items() if how in ("value", "float"))
+            key = (names, frozenset(n for n in names if hows[n] == "float"))
+            if (child, key) not in drawn:
+                some = names
+                if self.sampling.columns is not None:
+                    some = tuple(sorted(chance.sample(names, min(len(names), self.sampling.columns))))
+                drawn[child, key] = (some, key[1] & frozenset(some))
+            if names:
+                found[child, parent] = drawn[child, key]
+        return found
+
     def _tolerated(self, size: int) -> float:
         """The share of a sample that may be missing: none, or with ``least`` below 1 what chance makes of it."""
         if self.least >= 1:
             return 0.0
         lost = 1 - self.least
         return lost + 5 * math.sqrt(lost * (1 - lost) / size)
-
-    def _hashable(self, pairs: list[Pair]) -> tuple[frozenset[str], frozenset[str]]:
-        """(columns that have comparable hashes in all tables, those of them that are hashed as floats)."""
-        kinds: dict[str, set[str]] = {}
-        for table in dict.fromkeys(t for pair in pairs for t in pair):
-            for column in table.columns:
-                kinds.setdefault(column.name, set()).add("text" if self.text and column.raw else column.kind)
-        casts = frozenset(n for n, some in kinds.items() if len(some) > 1 and some <= NUMBERS)
-        alike = frozenset(n for n, some in kinds.items() if len(some) == 1) | casts
-        return (frozenset(), frozenset()) if self.text else (alike, casts)
 
     def _verified(self, parents: Mapping[Table, list[Table]]) -> dict[Table, list[Table]]:
         children: dict[Table, list[Table]] = {}
