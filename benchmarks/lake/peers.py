@@ -39,7 +39,7 @@ def ensemble(
     interpreter: Path, lake: Path, ignore: str, num_perm: int, num_part: int, threshold: float, compare: str
 ) -> Any:
     """{"pairs": [[child, parent]], "wall": s, "cpu": s} of one run, all of it counted but the start of Python."""
-    words = [interpreter, WORKER, lake, ignore, str(num_perm), str(num_part), str(threshold), compare]
+    words: list[str | Path] = [interpreter, WORKER, lake, ignore, str(num_perm), str(num_part), str(threshold), compare]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     if done.returncode:
         raise NettError(f"the peer failed: {done.stderr[-600:]}", where=interpreter)

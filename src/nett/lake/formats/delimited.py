@@ -24,7 +24,7 @@ from nett.lake.table import Column, File, Table
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
 BROKEN = "ragged"
 SMALL = "max_line_size=65536, buffer_size=262144"  # the sniffer's buffers are large, and there are many small files
-_HEAD, _LINES = 1 << 16, 200
+_HEAD = 1 << 16
 _NUMBERED = re.compile(r".*_\d+", re.DOTALL).fullmatch
 _PLAIN = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?").fullmatch
 _local = threading.local()
@@ -65,16 +65,20 @@ def describe(name: str, files: Sequence[File]) -> Table:
 
 
 def _plainly(path: str) -> tuple[list[str], str] | None:
-    """(first line, separator) of a file whose beginning leaves nothing to sniff, which takes most of a scan of many
-    small files: UTF-8, the usual separator and quotes, rows of one width below a line of names."""
+    """(first line, separator) of a small file that leaves nothing to sniff, which takes most of a scan of many such:
+    UTF-8, the usual separator and quotes, rows of one width below a line of names."""
     head = _head(path)
     usual = _usual(path, head)
-    if usual is None or head[:1] in (b"#", b"\xef") or (b"'" in head and b'"' not in head) or b"\0" in head:
+    if (
+        usual is None
+        or len(head) >= _HEAD
+        or head[:1] in (b"#", b"\xef")
+        or (b"'" in head and b'"' not in head)
+        or b"\0" in head
+    ):
         return None
-    lines = head.split(b"\n")
     try:
-        text = b"\n".join(lines[: _LINES + 1] if len(head) < _HEAD else lines[: min(_LINES, len(lines) - 1)]).decode()
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=usual, strict=True))
+        rows = list(csv.reader(io.StringIO(head.decode(), newline=""), delimiter=usual, strict=True))
     except (UnicodeDecodeError, csv.Error):
         return None
     first = [name or None for name in rows[0]] if rows else []
