@@ -164,7 +164,7 @@ def test_a_scan_to_start_from(tmp_path: Path) -> None:
     (tmp_path / "scan.json").write_text(json.dumps(told))
     found = plan(str(tmp_path / "lake"), scan=tmp_path / "scan.json", threads=1)
     assert set(gone(found)) <= {"base.parquet", "copies/base.parquet"}  # of equal bytes
-    assert "by the scan's comparison only" in found["kept"]["other_rows.parquet"]
+    assert "with these very values" in found["kept"]["other_rows.parquet"]
     (tmp_path / "scan.json").write_text("{}")
     with pytest.raises(Refused, match="is not what nett lake scan --json writes"):
         plan(str(tmp_path / "lake"), scan=tmp_path / "scan.json")

@@ -1,4 +1,4 @@
-"""Pairs of tables of which one may be rebuilt from the other: from a scan's stages or its file, not yet proved."""
+"""Pairs of tables of which one may be rebuilt from the other: by a scan's comparison, or a scan's file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import final
 
 from nett.core.errors import Refused
+from nett.lake.cache import Cache, cache_of
 from nett.lake.discovery import Warning, find_tables
 from nett.lake.equal_tables import equal_tables
 from nett.lake.formats import Unreadable
 from nett.lake.place import Place
+from nett.lake.protocol import Engine
+from nett.lake.remembering import Remembering, describing, digesting
+from nett.lake.scanning import open_engine
 from nett.lake.schema_graph import contained_schemas
+from nett.lake.stages import Search
 from nett.lake.table import Table
 
 
@@ -30,29 +35,48 @@ class Candidates:
     warnings: list[Warning] = field(default_factory=list)
 
 
-def look(place: Place, *, scan: Path | None, engine: str, memory: str | None, threads: int | None) -> Candidates:
-    """By the stages up to the sample; with ``scan``, by the edges in a scan's JSON instead."""
-    from nett.lake.scanning import open_engine
-    from nett.lake.stages import Search
-
-    tables, warnings = find_tables(place, threads=threads or min(8, os.cpu_count() or 1))
-    verbs = open_engine(engine, memory=memory, threads=threads, text=False)
+def look(
+    place: Place, *, scan: Path | None, engine: str, memory: str | None, threads: int | None, cache: Path | None = None,
+    no_cache: bool = False,
+) -> Candidates:  # fmt: skip
+    """By the scan's stages, and what its cache knows; with ``scan``, by the edges in a scan's JSON instead."""
+    kept = None if no_cache else cache_of(place.root, cache)
+    complete = False
     try:
-        if scan is None:
-            found = Search(verbs, verify=False).run(tables)
-            made = Candidates(tables, found.groups, warnings=warnings + found.warnings)
-            for child, parent in found.edges:
-                made.parents.setdefault(child, []).append(parent)
-        else:
-            made = Candidates(tables, equal_tables(tables)[0], warnings=warnings)
-            made.parents = _told(scan, made)
-            for table in {t: None for c, some in made.parents.items() for t in (c, *some) if t.rows is None}:
-                try:
-                    table.learn(verbs.profile(table))
-                except Unreadable as why:
-                    made.warnings.append(Warning(table.name, why.what, str(why)))
+        verbs: Engine = open_engine(engine, memory=memory, threads=threads, text=False)
+        if kept is not None:
+            verbs = Remembering(verbs, kept, text=False)
+        try:
+            found = _look(place, verbs, scan, threads, kept)
+        finally:
+            verbs.close()
+        complete = scan is None
     finally:
-        verbs.close()
+        if kept is not None:
+            kept.close(complete=complete)
+    return found
+
+
+def _look(place: Place, verbs: Engine, scan: Path | None, threads: int | None, kept: Cache | None) -> Candidates:
+    tables, warnings = find_tables(
+        place, threads=threads or min(8, os.cpu_count() or 1), describe=describing(kept) if kept else None
+    )
+    digest = digesting(kept) if kept else None
+    if scan is None:
+        found = Search(verbs, digest=digest).run(tables)
+        made = Candidates(tables, found.groups, warnings=warnings + found.warnings)
+        for child, parent in found.edges:
+            made.parents.setdefault(child, []).append(parent)
+    else:
+        made = Candidates(
+            tables, equal_tables(tables, digest)[0] if digest else equal_tables(tables)[0], warnings=warnings
+        )
+        made.parents = _told(scan, made)
+        for table in {t: None for c, some in made.parents.items() for t in (c, *some) if t.rows is None}:
+            try:
+                table.learn(verbs.profile(table))
+            except Unreadable as why:
+                made.warnings.append(Warning(table.name, why.what, str(why)))
     made.wider = contained_schemas({group[0]: group[0].schema for group in made.groups})
     return made
 

@@ -20,13 +20,15 @@ from nett.lake.discovery import Warning
 from nett.lake.inside import unit_of
 from nett.lake.keep_rules import KeepRules
 from nett.lake.pinning import pin_of
-from nett.lake.place import Place
+from nett.lake.place import Place, is_local
 from nett.lake.plan_file import Cost, Deletion, Pin, Plan, renamed, write_plan
 from nett.lake.planning import Choice, Ways, find_ways
 from nett.lake.prices import Costs
 from nett.lake.quarantine import Quarantine
 from nett.lake.rebuild import shown_sql
 from nett.lake.workbench import Workbench
+
+PARENT = "others are rebuilt from it"
 
 
 @final
@@ -45,16 +47,18 @@ class Made:
 def make_plan(
     path: str, *, costs: Costs, rules: KeepRules, limits: Limits, solver: Solver = "auto", seconds: float = 60.0,
     scan: Path | None = None, several: bool = True, out: Path | None = None, memory: str | None = None,
-    threads: int | None = None,
+    threads: int | None = None, cache: Path | None = None, no_cache: bool = False,
 ) -> Made:  # fmt: skip
     """Plan, and with ``out`` write it, selectors first."""
     place = Place(path)
     root = Path(place.root)
+    if not is_local(place.root):
+        raise Refused("plans are for local folders as yet", where=path, hint="nett lake scan takes this address.")
     if not root.is_dir():
         raise Refused("is not a folder of tables", where=root, hint="nett lake plan PATH")
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise Refused("there is no such folder to write the plan in", where=Path(out).absolute().parent)
-    found = look(place, scan=scan, engine="duckdb", memory=memory, threads=threads)
+    found = look(place, scan=scan, engine="duckdb", memory=memory, threads=threads, cache=cache, no_cache=no_cache)
     stay = {t.name: why for t in found.tables if (why := rules.why_kept(t)) is not None}
     rests = Quarantine(root).protected()
     stay |= {name: f"{child!r}, which was moved aside, is rebuilt from it" for name, child in rests.items()}
@@ -89,9 +93,12 @@ def _plan(
         laid, form = ways.laid.get(choice.first(table.name), (None, None)) if way.kind != "copy" else (None, None)
         for name in way.parents:
             pins.setdefault(name, pin_of(tables[name], root))
+        own = pin_of(table, root)
+        if way.kind == "copy" and [f.sha256 for f in own.files] != [f.sha256 for f in pins[way.parents[0]].files]:
+            raise Refused("was written while nett was planning", where=root / table.name, hint="Plan again.")
         deletions.append(
             Deletion(
-                table=pin_of(table, root), path=unit_of(table, root), bytes=table.bytes,
+                table=own, path=unit_of(table, root), bytes=table.bytes,
                 rows=laid.bag.rows if laid is not None else table.rows,
                 bag=str(laid.bag) if laid is not None else None, form=form, rebuild=way,
                 sql=shown_sql(way, laid.own if laid is not None else [], tables, root),
@@ -109,13 +116,13 @@ def _plan(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         lake=os.path.relpath(root, Path(out).absolute().parent if out is not None else root),
         prices=costs.prices, cost=cost, delete=tuple(deletions), parents=tuple(pins[n] for n in sorted(pins)),
-        kept=_kept(choice, ways, stay, gone),
+        kept=_kept(choice, ways, stay, gone, set(pins)),
     )  # fmt: skip
     return plan, files
 
 
-def _kept(choice: Choice, ways: Ways, stay: Mapping[str, str], gone: set[str]) -> dict[str, str]:
-    """Why tables stay that are contained in others."""
+def _kept(choice: Choice, ways: Ways, stay: Mapping[str, str], gone: set[str], rested: set[str]) -> dict[str, str]:
+    """Why tables stay that are contained in others. ``rested``: those that deleted ones are rebuilt from."""
     found: dict[str, str] = {}
     of = {group[0]: group for group in choice.found.groups}
     contained = {t for t, some in choice.found.parents.items() if some} | {t for t, g in of.items() if len(g) > 1}
@@ -123,7 +130,7 @@ def _kept(choice: Choice, ways: Ways, stay: Mapping[str, str], gone: set[str]) -
         for table in of[first]:
             if table.name in gone:
                 continue
-            other = "others are rebuilt from it, or keeping it costs least"
+            other = PARENT if table.name in rested else "no plan within the limits is cheaper without it"
             found[table.name] = stay.get(table.name) or ways.kept.get(first.name) or other
     return dict(sorted(found.items()))
 

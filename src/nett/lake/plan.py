@@ -29,6 +29,8 @@ def plan(
     solver_seconds: Annotated[float, Between(0)] = 60.0,
     scan: Path | None = None,
     several: bool = True,
+    cache: Path | None = None,
+    no_cache: bool = False,
     memory_limit: str | None = None,
     threads: Annotated[int, Between(1, None)] | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def plan(
         solver_seconds: for the solver in all.
         scan: JSON of nett lake scan to start from, in place of the scan's stages.
         several: also look for tables that several others together hold.
+        cache: folder for what the next look need not read again; by default the user's cache folder, as for the scan.
+        no_cache: read everything, and keep nothing.
         memory_limit: of the engine, such as 512MB; beyond it spills to disk.
         threads: of the engine.
     When to use: before nett lake apply, and to learn what a lake's redundancy costs.
@@ -76,5 +80,6 @@ def plan(
         rules=KeepRules.of(rules, keep=keep, owner=owner, tag=tag, min_age=min_age, hold=hold),
         limits=Limits(seconds=float("inf") if max_restore_seconds is None else max_restore_seconds),
         solver=solver, seconds=solver_seconds, scan=scan, several=several, out=out, memory=memory_limit, threads=threads,
+        cache=cache, no_cache=no_cache,
     )  # fmt: skip
     return as_json(made) | {"say": plan_lines(made, paths[0], out)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from nett.lake.make_plan import Made
+from nett.lake.make_plan import PARENT, Made
 
 _MOST = 20
 
@@ -26,10 +26,11 @@ def plan_lines(made: Made, path: str, out: Path | None) -> list[str]:
         )
     if len(plan.delete) > _MOST:
         lines.append(f"  and {len(plan.delete) - _MOST:,} more")
+    other = {name: why for name, why in plan.kept.items() if why != PARENT}
     if plan.kept:
-        lines.append(f"{len(plan.kept):,} tables that others contain stay:")
-        lines += [f"  {name}: {why}" for name, why in list(plan.kept.items())[:_MOST]]
-        lines += [f"  and {len(plan.kept) - _MOST:,} more"] if len(plan.kept) > _MOST else []
+        lines.append(f"{len(plan.kept):,} tables that others contain stay, {len(plan.kept) - len(other):,} as parents")
+        lines += [f"  {name}: {why}" for name, why in list(other.items())[:_MOST]]
+        lines += [f"  and {len(other) - _MOST:,} more"] if len(other) > _MOST else []
     lines += [f"warning: {w.table}: {w.what}: {w.why}" for w in made.warnings]
     if made.unknown:
         lines.append(f"warning: access counts of tables that are not here: {', '.join(made.unknown[:5])}")

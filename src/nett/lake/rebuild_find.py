@@ -86,8 +86,8 @@ def _plain(bench: Workbench, child: Child, parent: Table, keys: str) -> Rebuild 
         if different < child.distinct:
             lacking = child.distinct - different
             raise NotExact(
-                f"{lacking:,} of its distinct rows are in {parent.name!r} by the scan's comparison only, not with these "
-                "very values (such as 1 for 1.0)"
+                f"{lacking:,} of its distinct rows are not in {parent.name!r} with these very values (a scan takes 1 for "
+                "1.0, a rebuild does not)"
             )
         plain, single = inside == child.bag, child.distinct == child.bag.rows
         if not plain and not single:
