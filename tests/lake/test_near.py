@@ -56,7 +56,9 @@ def test_every_row_that_differs_is_named(
 def test_rows_that_stand_often_count_as_often_in_bags(tmp_path: Path) -> None:
     rows = [0] * 1960 + list(range(1, 41))  # of 41 distinct rows the parent has one
     folder = lake(tmp_path, pa.table({"a": rows}), pa.table({"a": [0] * 1960}))
-    near = [(e["containment"], e["missing"]) for e in scan(folder, semantics="bag", min_containment=0.95)["edges"]]
+    near = [
+        (e["containment"], e.get("missing", 0)) for e in scan(folder, semantics="bag", min_containment=0.95)["edges"]
+    ]
     assert sorted(near) == [(0.98, 40), (1.0, 0)]
     assert len(scan(folder, semantics="set", min_containment=0.95)["edges"]) == 1
 

@@ -32,6 +32,7 @@ def scan(
     cache: Path | None = None,
     no_cache: bool = False,
     json: Path | None = None,
+    html: Path | None = None,
 ) -> dict[str, Any]:
     """Say which tables below a folder are wholly contained in others, and prove it row by row.
 
@@ -54,6 +55,7 @@ def scan(
         cache: folder for what the next scan need not read again; by default the user's cache folder.
         no_cache: read everything, and keep nothing.
         json: file for the findings.
+        html: file for a page with the containment graph.
     When to use: to find extracts, copies, old snapshots and projections among the tables of a lake.
     When not: for tables whose columns were renamed, and for near-equal text inside of values.
     Guarantee: exact: no true edge is lost, and a verified edge holds for every row.
@@ -80,4 +82,8 @@ def scan(
         raise Refused(f"{first['why']} ({len(told['warnings'])} warnings in all)", where=first["table"])
     if json is not None:
         write_json(json, told)
+    if html is not None:
+        from nett.lake.page import lake_page
+
+        lake_page(told).write(html)
     return told | {"say": as_lines(told)}

@@ -151,6 +151,10 @@ class Page:
         svg, remark = strip(values, name=title, unit=unit)
         return self._figure(title, note, svg, remark)
 
+    def drawing(self, svg: str, *, title: str = "", note: str = "") -> None:
+        """A picture that was drawn with :mod:`nett.core.report.svg`."""
+        self._figure(title, note, svg)
+
     def _figure(self, title: str, note: str, svg: str, remark: str = "", data: dict[str, Any] | None = None) -> None:
         if not svg:
             self.text(f"{title}: nothing to show." if title else "Nothing to show.", dim=True)
