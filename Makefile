@@ -27,12 +27,13 @@ laws: .venv/.dev
 	$(BIN)/python -m pytest tests/conformance --store-laws
 
 claims: .venv/.dev
-	for paper in P04 P10 P16 P38 P63 P71 P74; do $(BIN)/nett claims run $$paper || exit $$?; done
+	for paper in P03 P04 P10 P16 P38 P63 P71 P74; do $(BIN)/nett claims run $$paper || exit $$?; done
 	$(BIN)/nett claims table
 
 bench: .venv/.dev
 	$(BIN)/nett bench merge
 	$(BIN)/nett bench scan
+	$(BIN)/nett bench lake  # NETT_LAKE_SCALE=0.1: a tenth of the generated lake
 	$(BIN)/nett bench store  # git-lfs is needed for its comparison with git-theta
 
 clean:

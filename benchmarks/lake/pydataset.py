@@ -32,7 +32,9 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     for what, without in (("with the names of rows", ""), ("without the names of rows", NAMES)):
         frames = brute.frames(lake, without=without)
         truth[what] = brute.edges(brute.shares(frames))
-        command = f"nett lake scan {lake.name} --quiet --json scan.json" + (f" --ignore {without}" if without else "")
+        command = f"nett lake scan {lake.name} --quiet --no-cache --json scan.json" + (
+            f" --ignore {without}" if without else ""
+        )
         runs, load = [], []
         for _ in range(1 if pico else 5):
             load.append(os.getloadavg()[0])
@@ -106,7 +108,7 @@ def _parquet(lake: Path, work: Path, say: Say) -> list[Figure]:
             type, convert = types[frame.kinds[name]]
             arrays.append(pa.array([None if v is None else convert(v) for v in values], type))
         pq.write_table(pa.table(arrays, list(frame.columns)), path)
-    command = f"nett lake scan {copy.name} --quiet --ignore {NAMES} --json scan.json"
+    command = f"nett lake scan {copy.name} --quiet --no-cache --ignore {NAMES} --json scan.json"
     spent = spend(shlex.split(command), work)
     told = json.loads((work / "scan.json").read_text())
     read = sum(s["bytes_read"] for s in told["stages"])
