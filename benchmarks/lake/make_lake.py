@@ -28,7 +28,7 @@ def make_lake(folder: Path, csvs: Path, tables: int, megabytes: float, say: Say)
     done = folder.with_suffix(".json")
     wanted = [tables, megabytes]
     if done.exists() and (known := json.loads(done.read_text()))["wanted"] == wanted:
-        return known  # type: ignore[no-any-return]
+        return known
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     frames = [f for f in brute.frames(csvs, without="column0") if f.rows >= 100 and 4 <= len(f.columns) <= 30]
