@@ -46,7 +46,7 @@ CLAIM = (
     "Comparing schemas, then minima and maxima, then a few sampled rows, shrinks the pairs of a lake's tables to hardly "
     "more than those of which one contains the other, and loses none of these."
 )
-METHODS = ["lake/scan"]
+METHODS = ["lake/apply", "lake/plan", "lake/purge", "lake/restore", "lake/scan"]
 
 Say = Callable[[str], None]
 Edges = set[brute.Edge]
