@@ -95,7 +95,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert all({"time", "user", "what", "table", "id", "plan"} <= e.keys() for e in events)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables=lakes())
 def test_random_lakes_come_back(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, pa.Table]) -> None:
     """Planned, applied, purged and restored: the same types and bags of rows."""
@@ -420,3 +420,37 @@ def test_bytes_that_went_from_the_quarantine_by_other_hands(tmp_path: Path) -> N
         restore([], all=True, lake=lake)
     with pytest.raises(UsageError, match=r"Did you mean 'filtered\.parquet'"):
         restore(["filtred.parquet"], lake=lake)
+
+
+def test_tables_that_are_folders(tmp_path: Path) -> None:
+    """Parts of one output move as their folder, with what is hidden in it; equal partitions come back file by file."""
+    lake = tmp_path / "lake"
+    base = pa.table({"id": list(range(90)), "x": [i * i % 97 for i in range(90)]})
+    for folder, start in (("whole", 0), ("some", 30)):
+        (lake / folder).mkdir(parents=True)
+        for part in range(start // 30, 3):
+            pq.write_table(base.slice(30 * part, 30), lake / folder / f"part-{part}.parquet")
+        (lake / folder / "_SUCCESS").touch()
+    for copy in ("days", "days2"):
+        for day in ("1", "2"):
+            (lake / copy / f"day={day}").mkdir(parents=True)
+            pq.write_table(
+                base.slice(int(day), 9).select(["x"]).rename_columns(["y"]), lake / copy / f"day={day}" / "f.parquet"
+            )
+    before = contents(lake)
+    out, told = planned(tmp_path)
+    assert {d["path"]: d["rebuild"]["kind"] for d in told["delete"]} == {"days": "copy", "some": "predicate"}
+    apply(str(out), yes=True)
+    assert not (lake / "some").exists() and not (lake / "days").exists()
+    restore(["some"], lake=lake)
+    assert {n: b for n, b in before.items() if not n.startswith("days/")} == contents(lake)
+    apply(str(out), yes=True)
+    purge(str(lake), after="0d", yes=True)
+    restore([], all=True, lake=lake)
+    after = contents(lake)
+    assert {n: b for n, b in after.items() if n[:4] != "some"} == {n: b for n, b in before.items() if n[:4] != "some"}
+    assert [n for n in after if n[:4] == "some"] == ["some/part-1.parquet"]
+    assert pq.read_table(lake / "some").sort_by("id").equals(base.slice(30, 60))
+    for copy in ("days", "days2"):
+        (lake / copy / "stranger.txt").write_text("not of the table")
+    assert {d["path"] for d in plan(str(lake), threads=1)["delete"]} == {"some/part-1.parquet"}

@@ -74,7 +74,7 @@ STARTS = {  # what was done before, and what is done to end it all
 
 
 @pytest.mark.parametrize("call", STARTS)
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_death_at_every_write_step(made: Path, tmp_path: Path, call: str, every: int) -> None:
     begun = fresh(made, tmp_path / "begun")
     wanted = {name: rows_of(begun / "lake" / name) for name in contents(begun / "lake")}

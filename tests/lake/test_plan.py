@@ -27,7 +27,7 @@ def gone(told: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     return {d["table"]["name"]: tuple(p["parent"] for p in d["rebuild"]["parts"]) for d in told["delete"]}
 
 
-def chain(lake: Path, *, sizes: tuple[int, ...] = (4000, 2000, 1000, 500)) -> dict[str, int]:
+def chain(lake: Path, *, sizes: tuple[int, ...] = (800, 400, 200, 100)) -> dict[str, int]:
     """Tables of which each is the beginning of the one before; their bytes."""
     lake.mkdir(parents=True, exist_ok=True)
     base = pa.table({"id": list(range(sizes[0])), "x": [i * i % 9973 for i in range(sizes[0])]})
@@ -73,6 +73,15 @@ def test_the_least_cost_is_found(tmp_path: Path) -> None:
         )
     assert plan(str(tmp_path / "lake"), solver="greedy", **given)["cost"]["plan"] >= best * (1 - 1e-9)
     assert "gap 0.00%" in cli("lake", "plan", str(tmp_path / "lake")).succeeded().out
+
+
+def test_one_root_serves_a_long_line(tmp_path: Path) -> None:
+    """However many lie between: only some parents of a table are tried, the one that stays among them."""
+    for i in range(11):
+        table = pa.table({"id": list(range(90 + i)), "x": [j * j % 997 for j in range(90 + i)]})
+        pq.write_table(table, tmp_path / f"{i:02}.parquet")
+    told = plan(str(tmp_path), threads=1)
+    assert gone(told) == {f"{i:02}.parquet": ("10.parquet",) for i in range(10)}
 
 
 def test_lines_by_dyn_lin(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def families(draw: st.DrawFn) -> tuple[pa.Table, pa.Table]:
     return parent, parent.select(columns).take(pa.array(taken, pa.int64()))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(family=families())
 def test_rows_of_a_parent_come_back(
     bench: Workbench, tmp_path_factory: pytest.TempPathFactory, family: tuple[pa.Table, pa.Table]

@@ -21,7 +21,8 @@ from nett.lake.table import Table
 from nett.lake.workbench import FORMATS, Workbench
 from nett.lake.written import Form, form_of
 
-TRIED = 6  # parents of a table from which a way is looked for, the fewest bytes to read first
+TRIED = 8  # parents of a table from which a way is looked for
+ENOUGH = 4  # ways without a selector, after which no more are looked for
 WHOLE_FILES = frozenset({*FORMATS, "arrow", "jsonl"})  # formats of which a copy of the files is a copy of the table
 
 
@@ -53,6 +54,7 @@ def find_ways(
     of = {group[0]: group for group in found.groups}
     free = {t: [m for m in of[t] if m.name not in stay] for t in of if t.name not in broken}
     todo = [t for t in free if free[t] and (found.parents.get(t) or found.wider.get(t))]
+    sure = {t for t in free if not found.parents.get(t) or not free[t]}
     report.begin("finding ways to rebuild", len(todo), "tables")
     for number, child in enumerate(todo):
         some = [p for p in found.parents.get(child, ()) if p in free]
@@ -60,13 +62,22 @@ def find_ways(
         one = _OfChild(bench, child, free[child], costs, folder, f"w{number}")
         try:
             unit_of(child, root)
-            one.look(sorted(some, key=_size), sorted(others, key=_size), ways)
+            one.look(_in_turn(some, sure), sorted(others, key=_size), ways)
         except (NotExact, ValueError) as why:  # ValueError: no one file or folder is all of it
             if some:
                 ways.kept[child.name] = str(why)
         report.step(1)
     report.end()
     return ways
+
+
+def _in_turn(parents: Sequence[Table], sure: set[Table]) -> list[Table]:
+    """Those that stay in any case and those with the fewest bytes to read, by turns: the first can serve all of a
+    family, the others are the cheapest to read if they stay."""
+    small = sorted(parents, key=_size)
+    lines = [[t for t in small if t in sure], small]
+    both = [t for i in range(len(small)) for line in lines for t in line[i : i + 1]]
+    return list(dict.fromkeys(both))
 
 
 def _size(table: Table) -> tuple[int, str]:
@@ -123,7 +134,7 @@ class _OfChild:
         return made
 
     def _single(self, laid: Child, parents: Sequence[Table], ways: Ways) -> None:
-        problems = []
+        problems, plain = [], 0
         for number, parent in enumerate(parents):
             try:
                 made = self._small(find(self.bench, laid, parent, self.folder, f"{self.name}-{number}"))
@@ -131,6 +142,9 @@ class _OfChild:
                 problems.append(why)
             else:
                 ways.by[self.child, (parent,)] = made
+                plain += not made.stored
+            if plain == ENOUGH:
+                return
         if len(problems) == len(parents):
             raise problems[0]
 

@@ -39,12 +39,11 @@ def find(bench: Workbench, child: Child, parent: Table, folder: Path, name: str)
 
     NotExact where there is none.
     """
-    keys = bench.keys(parent, child.own)
-    try:
-        with reading(child.table, parent):
-            made = _plain(bench, child, parent, keys) or _selector(bench, child, parent, keys, folder, name)
-    finally:
-        bench.drop(keys)
+    keys = bench.parent_keys(parent, child.own)
+    with reading(child.table, parent):
+        made = _plain(bench, child, parent, keys) or _selector(bench, child, parent, keys, folder, name)
+    if made.kind == "whole":  # the very rows that the comparison read
+        return made
     if (got := rebuilt_bag(bench, made, child.own, {parent.name: parent}, folder)) != child.bag:
         raise NotExact(f"rebuilding it from {parent.name!r} gives other rows ({got} instead of {child.bag})")
     return made

@@ -25,7 +25,7 @@ def find_union(bench: Workbench, child: Child, parents: Sequence[Table], folder:
     try:
         for parent in parents[:MOST_PARENTS]:
             try:
-                laid[parent] = bench.keys(parent, child.own)
+                laid[parent] = bench.parent_keys(parent, child.own)
             except NotExact:
                 continue
         few = bench.make(f"SELECT o, h FROM {left} ORDER BY h LIMIT {SAMPLE}")
@@ -54,7 +54,7 @@ def find_union(bench: Workbench, child: Child, parents: Sequence[Table], folder:
         parts.sort(key=lambda part: first[part[1]])
         made = stored(bench, child, parts, folder, name, "union")
     finally:
-        bench.drop(left, *laid.values(), *(pairs for _, pairs, _ in parts))
+        bench.drop(left, *(pairs for _, pairs, _ in parts))
     got = rebuilt_bag(bench, made, child.own, {p.name: p for p, _, _ in parts}, folder)
     if got != child.bag:
         raise NotExact(f"putting it together from {len(parts)} tables gives other rows ({got} instead of {child.bag})")

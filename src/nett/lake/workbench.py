@@ -13,6 +13,7 @@ from nett.lake.exact import TOTAL, Bag, NotExact, Own, bag_of, own_columns, proj
 from nett.lake.formats import module_of
 from nett.lake.table import Table
 
+MOST_KEPT = 33  # tables of keys; they spill. A union looks at one fewer together
 FORMATS = ("parquet", "delimited")  # that tables are rebuilt from, and as
 
 
@@ -34,6 +35,7 @@ class Workbench:
         self.db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true; SET enable_progress_bar = false")
         self._sources: dict[Table, str] = {}
         self._owns: dict[Table, list[Own]] = {}
+        self._kept: dict[tuple[Table, tuple[tuple[str, str], ...]], str] = {}
         self._numbered = 0
 
     def close(self) -> None:
@@ -128,6 +130,15 @@ class Workbench:
             return str(self.db.execute(f"DESCRIBE SELECT {expression} AS v FROM {source}").fetchall()[0][1])
 
         return projection(child, parent, self.own(parent), type_of)
+
+    def parent_keys(self, table: Table, child: Sequence[Own]) -> str:
+        """As :meth:`keys`, of which those asked for last stay; not to be dropped."""
+        asked = (table, tuple((own.name, own.type) for own in child))
+        found = self._kept.pop(asked, None) or self.keys(table, child)
+        self._kept[asked] = found
+        while len(self._kept) > MOST_KEPT:
+            self.drop(self._kept.pop(next(iter(self._kept))))
+        return found
 
     def keys(self, table: Table, child: Sequence[Own]) -> str:
         """A table (o, h) of the ordinals and keys of all rows in the child's columns; its name."""
