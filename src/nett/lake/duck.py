@@ -20,7 +20,7 @@ from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable, literal, module_of
 from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.place import serve
-from nett.lake.protocol import Containment, Hashes, Lacking, Semantics
+from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
 MOST = 10**18 - 1  # whole numbers up to this are compared as integers
@@ -83,18 +83,18 @@ class Duck:
                 kinds[name] = "integer" if least == INTEGER else "float"
         return Profile(rows, kinds, spans)
 
-    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
-        hashed = self._hashed(table, columns, casts)
+    def sample(self, table: Table, key: Key, count: int) -> Hashes:
+        hashed = self._hashed(table, key)
         return self._hashes(f"SELECT DISTINCT h FROM ({hashed}) ORDER BY h LIMIT {int(count)}", table)
 
-    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
+    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
         if not wanted.size:
             return wanted
         import pyarrow as pa
 
         here = self._here
         here.register("wanted", pa.table({"h": pa.array(wanted)}))
-        hashed = self._hashed(table, columns, casts)
+        hashed = self._hashed(table, key)
         most = int(wanted.max())
         found = self._hashes(
             f"SELECT DISTINCT h FROM ({hashed}) WHERE h <= {most} AND h IN (SELECT h FROM wanted) ORDER BY h", table
@@ -148,8 +148,8 @@ class Duck:
         its = f"SELECT {_numbered(outer)} FROM {self._source(parent, child.schema)}"
         return mine, its, " AND ".join(f"c.k{i} IS NOT DISTINCT FROM p.k{i}" for i in range(len(inner)))
 
-    def _hashed(self, table: Table, columns: Sequence[str], casts: frozenset[str]) -> str:
-        values = [_compared(table.column(n), "float" if n in casts else "value") for n in columns]
+    def _hashed(self, table: Table, key: Key) -> str:
+        values, columns = [_compared(table.column(name), how) for name, how in key], [name for name, _ in key]
         return f"SELECT hash({', '.join(values)}) AS h FROM {self._source(table, frozenset(columns))}"
 
     def _hashes(self, sql: str, table: Table) -> Hashes:

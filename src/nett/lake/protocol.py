@@ -10,15 +10,16 @@ nothing; what was deleted comes back with the same rows and types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import numpy as np
 
+from nett.lake.comparing import How
 from nett.lake.table import Profile, Table
 
 Semantics = Literal["set", "bag"]
+Key = tuple[tuple[str, How], ...]
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
@@ -43,8 +44,7 @@ Lacking = tuple[tuple[Any, ...], int]
 class Engine(Protocol):
     """The relational verbs of the room. Columns are named as the tables name them; NULL equals NULL.
 
-    ``casts``: columns that are hashed as 64-bit floats, since some table holds them as other numbers. Equal rows of any
-    two tables have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for. ``lanes``:
+    A ``key`` is columns and how each is compared: rows of any two tables that are equal so have equal hashes. ``bytes_read`` counts compressed bytes of the columns that were asked for. ``lanes``:
     how many threads may ask at once. ``version``: hashes of one version are equal for equal rows.
     """
 
@@ -61,10 +61,10 @@ class Engine(Protocol):
     def profile(self, table: Table) -> Profile:
         """Rows, the kinds of columns of text files, and the span of each column, from the values themselves."""
 
-    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
+    def sample(self, table: Table, key: Key, count: int) -> Hashes:
         """The ``count`` smallest hashes of the distinct rows in these columns, sorted: a uniform sample of them."""
 
-    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
+    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
         """Those of ``wanted`` that a row of the table has, sorted."""
 
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:

@@ -19,7 +19,7 @@ from nett.lake.discovery import Candidate, described
 from nett.lake.equal_tables import digest_of
 from nett.lake.formats import Unreadable, module_of
 from nett.lake.plain import plain_value
-from nett.lake.protocol import Containment, Engine, Hashes, Lacking, Semantics
+from nett.lake.protocol import Containment, Engine, Hashes, Key, Lacking, Semantics
 from nett.lake.table import Column, File, Profile, Span, Table
 
 LONGER = 256  # hashes of a sample at least
@@ -69,25 +69,25 @@ class Remembering:
             self._cache.put(json.dumps(told).encode(), "profile", key, "", self._how, columns)
         return profile
 
-    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
-        key = self._about(table)
-        if key is None:
-            return self._engine.sample(table, columns, casts, count)
-        asked = ("sample", key, "", self._how, _columns(table, columns), sorted(casts & set(columns)))
+    def sample(self, table: Table, key: Key, count: int) -> Hashes:
+        about = self._about(table)
+        if about is None:
+            return self._engine.sample(table, key, count)
+        asked = ("sample", about, "", self._how, *_of_key(table, key))
         if (found := self._cache.get(*asked)) is not None:
             most, hashes = int.from_bytes(found[:8], "little"), np.frombuffer(found[8:], np.uint64)
             if hashes.size < most or count <= most:
                 return hashes[:count]
         most = max(LONGER, count)
-        hashes = self._engine.sample(table, columns, casts, most)
+        hashes = self._engine.sample(table, key, most)
         self._cache.put(most.to_bytes(8, "little") + hashes.astype(np.uint64).tobytes(), *asked)
         return hashes[:count]
 
-    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
-        key = self._about(table)
-        if key is None:
-            return self._engine.present(table, columns, casts, wanted)
-        asked = ("present", key, "", self._how, _columns(table, columns), sorted(casts & set(columns)))
+    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
+        about = self._about(table)
+        if about is None:
+            return self._engine.present(table, key, wanted)
+        asked = ("present", about, "", self._how, *_of_key(table, key))
         before = there = np.empty(0, np.uint64)
         if (found := self._cache.get(*asked)) is not None:
             size = int.from_bytes(found[:8], "little")
@@ -95,7 +95,7 @@ class Remembering:
             before, there = both[:size], both[size:]
         new = np.setdiff1d(wanted, before)
         if new.size:
-            there = np.union1d(there, self._engine.present(table, columns, casts, new))
+            there = np.union1d(there, self._engine.present(table, key, new))
             before = np.union1d(before, new)
             if before.size <= MOST_ASKED:
                 told = before.size.to_bytes(8, "little") + before.tobytes() + there.tobytes()
@@ -181,6 +181,10 @@ def digesting(cache: Cache) -> Callable[[Table], tuple[str | None, int]]:
 def _columns(table: Table, names: Sequence[str] | None = None) -> list[list[Any]]:
     some = table.columns if names is None else [table.column(n) for n in names]
     return [[c.name, c.kind, c.place, list(c.inner), c.raw] for c in some]
+
+
+def _of_key(table: Table, key: Key) -> tuple[list[list[Any]], list[str]]:
+    return _columns(table, [name for name, _ in key]), [how for _, how in key]
 
 
 def _plain_table(table: Table) -> dict[str, Any] | None:

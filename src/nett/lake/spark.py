@@ -19,7 +19,7 @@ from nett.core.errors import Refused, missing_extra
 from nett.lake.comparing import How, how_compared
 from nett.lake.formats import Unreadable
 from nett.lake.formats.parts import Part
-from nett.lake.protocol import Containment, Hashes, Lacking, Semantics
+from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?\z"
@@ -106,11 +106,11 @@ class Spark:
                 spans[column.name] = Span(low, high, rows - there)
         return Profile(rows, kinds, spans)
 
-    def sample(self, table: Table, columns: Sequence[str], casts: frozenset[str], count: int) -> Hashes:
+    def sample(self, table: Table, key: Key, count: int) -> Hashes:
         with _told(table):
-            return _numbers(self._hashed(table, columns, casts).distinct().orderBy("h").limit(count).collect())
+            return _numbers(self._hashed(table, key).distinct().orderBy("h").limit(count).collect())
 
-    def present(self, table: Table, columns: Sequence[str], casts: frozenset[str], wanted: Hashes) -> Hashes:
+    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
         from pyspark.sql import functions as f
 
         if not wanted.size:
@@ -118,7 +118,7 @@ class Spark:
         signed = (wanted ^ _SIGN).view(np.int64).tolist()
         sought = self._session.createDataFrame([(h,) for h in signed], "h long")
         with _told(table):
-            there = self._hashed(table, columns, casts).where(f.col("h") <= signed[-1])
+            there = self._hashed(table, key).where(f.col("h") <= signed[-1])
             return _numbers(there.join(f.broadcast(sought), "h", "left_semi").distinct().orderBy("h").collect())
 
     def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
@@ -170,18 +170,18 @@ class Spark:
         same = reduce(and_, (f.col(f"c{i}").eqNullSafe(f.col(f"k{i}")) for i in range(len(inner))))
         return c, p, same
 
-    def _hashed(self, table: Table, columns: Sequence[str], casts: frozenset[str]) -> Any:
+    def _hashed(self, table: Table, key: Key) -> Any:
         """Spark's hash passes over NULL, so that each value goes in with whether it is one; floats lose their sign of
         zero."""
         from pyspark.sql import functions as f
 
         values = []
-        for name in columns:
+        for name, how in key:
             column = table.column(name)
-            value = _compared(column, "float" if name in casts else "value")
-            is_float = name in casts or column.kind == "float"
+            value = _compared(column, how)
+            is_float = how == "float" or (how == "value" and column.kind == "float")
             values += [value + f.lit(0.0) if is_float else value, value.isNull()]
-        return self._source(table, frozenset(columns)).select(f.xxhash64(*values).alias("h"))
+        return self._source(table, frozenset(name for name, _ in key)).select(f.xxhash64(*values).alias("h"))
 
     def _source(self, table: Table, columns: frozenset[str]) -> Any:
         with self._lock:

@@ -27,7 +27,7 @@ from nett.lake.comparing import how_compared
 from nett.lake.discovery import Warning
 from nett.lake.equal_tables import equal_tables
 from nett.lake.formats import Unreadable
-from nett.lake.protocol import Containment, Engine, Hashes, Lacking, Semantics
+from nett.lake.protocol import Containment, Engine, Hashes, Key, Lacking, Semantics
 from nett.lake.pruning import out_of_range, too_many_rows
 from nett.lake.schema_graph import contained_schemas
 from nett.lake.table import Table
@@ -36,7 +36,6 @@ LEAST, MOST = 16, 4096  # sampled rows
 SHOWN = 20  # rows that a parent lacks
 SMALL = 4 << 20  # bytes of a table beside which others are read
 Pair = tuple[Table, Table]  # child, parent
-Key = tuple[tuple[str, ...], frozenset[str]]  # columns that are hashed, those of them as floats
 
 
 @final
@@ -204,7 +203,7 @@ class Search:
 
         def take(child: Table) -> None:
             for key in dict.fromkeys(wanted[child]):
-                samples[child, key] = self.engine.sample(child, *key, count)
+                samples[child, key] = self.engine.sample(child, key, count)
 
         broken = set(self._each(list(wanted), "sampling rows", take))
         by_parent: dict[Table, dict[Key, list[Table]]] = {}
@@ -216,7 +215,7 @@ class Search:
         def look(parent: Table) -> None:
             for key, children in by_parent[parent].items():
                 rows = np.unique(np.concatenate([samples[c, key] for c in children]))
-                there = self.engine.present(parent, *key, rows)
+                there = self.engine.present(parent, key, rows)
                 for child in children:
                     mine = samples[child, key]
                     if mine.size and 1 - np.isin(mine, there).sum() / mine.size > self._tolerated(mine.size):
@@ -230,22 +229,19 @@ class Search:
         }
 
     def _keys(self, pairs: list[Pair]) -> dict[Pair, Key]:
-        """Of each pair the columns that hash alike, and those of them that are hashed as floats. A pair that has none
-        is left to verification; so are all under ``text``, where the text of a type is not that of another."""
+        """Of each pair the columns that are hashed, each as the two are compared."""
         chance = random.Random(self.sampling.seed)
-        drawn: dict[tuple[Table, Key], Key] = {}
+        drawn: dict[Table, tuple[str, ...]] = {}
         found: dict[Pair, Key] = {}
         for child, parent in pairs:
-            hows = {c.name: how_compared(c, parent.column(c.name), text=self.text) for c in child.columns}
-            names = tuple(n for n, how in hows.items() if how in ("value", "float"))
-            key = (names, frozenset(n for n in names if hows[n] == "float"))
-            if (child, key) not in drawn:
-                some = names
+            if child not in drawn:
+                names = tuple(c.name for c in child.columns)
                 if self.sampling.columns is not None:
-                    some = tuple(sorted(chance.sample(names, min(len(names), self.sampling.columns))))
-                drawn[child, key] = (some, key[1] & frozenset(some))
-            if names:
-                found[child, parent] = drawn[child, key]
+                    names = tuple(sorted(chance.sample(names, min(len(names), self.sampling.columns))))
+                drawn[child] = names
+            found[child, parent] = tuple(
+                (n, how_compared(child.column(n), parent.column(n), text=self.text)) for n in drawn[child]
+            )
         return found
 
     def _tolerated(self, size: int) -> float:
