@@ -132,7 +132,7 @@ def test_lines_that_are_broken_are_named(tmp_path: Path) -> None:
     told = warned(tmp_path)
     assert told == {
         "cut.jsonl": "broken-line", "list.jsonl": "broken-line", "latin.jsonl": "broken-line", "two.jsonl": "broken-line",
-        "void.jsonl": "unreadable", "gz.jsonl.gz": "broken-line", "none.jsonl": "no-columns",
+        "void.jsonl": "unreadable", "gz.jsonl.gz": "unreadable", "none.jsonl": "no-columns",
     }  # fmt: skip
     why = next(w["why"] for w in scan(str(tmp_path))["warnings"] if w["table"] == "cut.jsonl")
     assert "line" in why

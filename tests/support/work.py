@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -312,8 +313,10 @@ def few_handles(*, words: Sequence[str], limit: int) -> tuple[int, str, str]:
     return _spoken(words)
 
 
-def unprivileged(*, words: Sequence[str]) -> tuple[int, str, str]:
-    """A command line as the user ``nobody``."""
+def unprivileged(*, words: Sequence[str], modules: Sequence[str] = ()) -> tuple[int, str, str]:
+    """A command line as the user ``nobody``, who may not read where these modules are."""
+    for module in modules:
+        importlib.import_module(module)
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)

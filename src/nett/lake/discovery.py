@@ -112,7 +112,8 @@ def find_tables(
         told = list(pool.map(lambda one: _describe(one, describe), found))
     report.end()
     tables = [t for t in told if isinstance(t, Table)]
-    lost = [w for w in told if isinstance(w, Warning)]
+    lost = [Warning(name, "unreadable", why) for name, why in sorted(place.unlisted.items())]
+    lost += [w for w in told if isinstance(w, Warning)]
     return tables, lost + [Warning(t.name, what, why, kept=True) for t in tables for what, why in t.notes]
 
 

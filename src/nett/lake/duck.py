@@ -17,7 +17,7 @@ import numpy as np
 
 from nett.core.errors import missing_extra
 from nett.lake.comparing import How, how_compared
-from nett.lake.formats import Unreadable, literal, module_of
+from nett.lake.formats import Unreadable, ailing, literal, module_of
 from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.place import serve
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
@@ -215,7 +215,7 @@ def _told(*tables: Table) -> Iterator[None]:
         if isinstance(error, ours):  # our own words, or the machine: not the file
             raise
         reason = str(error).splitlines()[0][:200]
-        word = getattr(module_of(tables[0].format), "BROKEN", "unreadable")
+        word = ailing(error, getattr(module_of(tables[0].format), "BROKEN", "unreadable"))
         raise Unreadable(f"{' or '.join(t.name for t in tables)}: {reason}", word) from error
 
 
@@ -234,7 +234,9 @@ def _class(value: str) -> str:
 def _place(column: Column) -> str:
     """A column as its relation names it, nested fields taken out."""
     found = f"p{column.place}"
-    for field in column.inner:
+    for number in column.at:
+        found = f"struct_extract_at({found}, {number})"
+    for field in column.inner if not column.at else ():
         found = f"struct_extract({found}, {literal(field)})"
     return found
 

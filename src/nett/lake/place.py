@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +37,10 @@ def hidden(folder: str) -> bool:
 
 @final
 class Place:
-    """The root of a lake. Names are relative to it, with ``/``."""
+    """The root of a lake. Names are relative to it, with ``/``. ``unlisted``: folders that could not be read, and why."""
 
     def __init__(self, root: str) -> None:
+        self.unlisted: dict[str, str] = {}
         if not is_local(root):
             self.root = root.rstrip("/")
             return
@@ -64,15 +66,22 @@ class Place:
             yield from self._below("")
 
     def _below(self, folder: str) -> Iterator[tuple[str, File]]:
-        with os.scandir(self.path(folder)) as entries:
-            found = sorted(entries, key=lambda e: e.name)
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                found = sorted(entries, key=lambda e: e.name)
+        except OSError as error:
+            if not folder:
+                raise Refused(f"cannot be listed: {error.strerror}", where=self.root) from error
+            self.unlisted[folder] = f"cannot be listed: {error.strerror}"
+            return
         for entry in found:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir():
                 if not entry.is_symlink() and (not hidden(entry.name) or entry.name == "_delta_log"):
                     yield from self._below(name)
             elif entry.is_file() and not entry.name.startswith("."):
-                yield name, self._file(entry.path)
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    yield name, self._file(entry.path)
 
     def _file(self, path: str) -> File:
         state = Path(path).stat()

@@ -18,6 +18,7 @@ from nett.lake.cache import Cache
 from nett.lake.discovery import Candidate, described
 from nett.lake.equal_tables import digest_of
 from nett.lake.formats import Unreadable, module_of
+from nett.lake.place import is_local
 from nett.lake.plain import plain_value
 from nett.lake.protocol import Containment, Engine, Hashes, Key, Lacking, Semantics
 from nett.lake.table import Column, File, Profile, Span, Table
@@ -59,7 +60,7 @@ class Remembering:
         try:
             profile = self._engine.profile(table)
         except Unreadable as why:
-            if key is not None and why.what in _CONTENT:
+            if key is not None and _of_content(why, table.files):
                 failed = json.dumps({"unreadable": why.what, "why": str(why)}).encode()
                 self._cache.put(failed, "profile", key, "", self._how, columns)
             raise
@@ -150,7 +151,7 @@ def describing(cache: Cache) -> Callable[[Candidate], Table]:
         try:
             table = described(one.name, one.format, one.files)
         except Unreadable as why:
-            if key is not None and why.what in _CONTENT:
+            if key is not None and _of_content(why, one.files):
                 cache.put(
                     json.dumps({"unreadable": why.what, "why": str(why)}).encode(), "described", key, "", one.name
                 )
@@ -178,9 +179,14 @@ def digesting(cache: Cache) -> Callable[[Table], tuple[str | None, int]]:
     return digest
 
 
+def _of_content(why: Unreadable, files: Sequence[File]) -> bool:
+    """Whether the same files will be as unreadable next time; a store may only have been out of reach."""
+    return why.what in _CONTENT and all(is_local(f.path) for f in files)
+
+
 def _columns(table: Table, names: Sequence[str] | None = None) -> list[list[Any]]:
     some = table.columns if names is None else [table.column(n) for n in names]
-    return [[c.name, c.kind, c.place, list(c.inner), c.raw] for c in some]
+    return [[c.name, c.kind, c.place, list(c.inner), c.raw, list(c.at)] for c in some]
 
 
 def _of_key(table: Table, key: Key) -> tuple[list[list[Any]], list[str]]:
@@ -200,7 +206,9 @@ def _plain_table(table: Table) -> dict[str, Any] | None:
 
 def _table(told: dict[str, Any]) -> Table:
     files = [File(p, size, mark, tuple((k, v) for k, v in told_by)) for p, size, mark, told_by in told["files"]]
-    columns = [Column(n, kind, place, tuple(inner), raw) for n, kind, place, inner, raw in told["columns"]]
+    columns = [
+        Column(n, kind, place, tuple(inner), raw, tuple(at)) for n, kind, place, inner, raw, at in told["columns"]
+    ]
     return Table(
         told["name"], told["format"], tuple(files), tuple(columns), told["rows"],
         {n: _span(s) for n, s in told["spans"].items()}, told["chunk_bytes"], told["options"], told["version"],

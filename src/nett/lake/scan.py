@@ -77,13 +77,13 @@ def scan(
         sampling=sampling, ignore=ignore, memory=memory_limit, threads=threads, master=master,
         cache=cache, no_cache=no_cache,
     )  # fmt: skip
-    if strict and told["warnings"]:
-        first = told["warnings"][0]
-        raise Refused(f"{first['why']} ({len(told['warnings'])} warnings in all)", where=first["table"])
     if json is not None:
         write_json(json, told)
     if html is not None:
         from nett.lake.page import lake_page
 
         lake_page(told).write(html)
+    if strict and told["warnings"]:
+        first = told["warnings"][0]
+        raise Refused(f"{first['why']} ({len(told['warnings'])} warnings in all)", where=first["table"])
     return told | {"say": as_lines(told)}

@@ -40,6 +40,13 @@ class Unreadable(Exception):
         self.what = what
 
 
+def ailing(error: Exception, broken: str) -> str:
+    """The word for what DuckDB says of a file: ``broken`` content, or no way to it."""
+    import duckdb
+
+    return "unreadable" if isinstance(error, duckdb.IOException) else broken
+
+
 def only(path: str) -> str:
     """A path in SQL that DuckDB takes for this file and for no pattern of others."""
     return literal(re.sub(r"([\[*?])", r"[\1]", path))

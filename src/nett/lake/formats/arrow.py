@@ -91,6 +91,8 @@ def _looked_at(file: File) -> tuple[Any, int | None]:
         reader, is_file = _opened(file)
         if not is_file:
             return reader.schema, None
+        if not reader.schema.names:
+            return reader.schema, 0
         slim, _ = _opened(file, [0])
         return reader.schema, sum(slim.get_batch(i).num_rows for i in range(slim.num_record_batches))
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -31,7 +31,12 @@ def leaves(schema: Any) -> Iterator[Leaf]:
             name = ".".join((field.name, *path))
             if name not in seen:
                 seen.add(name)
-                yield Leaf(Column(name, kind_of(type), place, path), first, width, width == 1 and not below)
+                yield Leaf(
+                    Column(name, kind_of(type), place, path, at=_numbers(field.type, path)),
+                    first,
+                    width,
+                    width == 1 and not below,
+                )
         at += _width(field.type)
 
 
@@ -68,6 +73,17 @@ def _flat(field: Any, path: tuple[str, ...], at: int) -> Iterator[tuple[tuple[st
     for inner in field.type:
         yield from _flat(inner, (*path, inner.name), at)
         at += _width(inner.type)
+
+
+def _numbers(type: Any, path: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the fields on a path, if its names alone are not sure to lead there."""
+    numbers, clash = [], False
+    for name in path:
+        names = [type.field(i).name for i in range(type.num_fields)]
+        clash |= len({n.casefold() for n in names}) < len(names)
+        numbers.append(names.index(name) + 1)
+        type = type.field(names.index(name)).type
+    return tuple(numbers) if clash else ()
 
 
 def _width(type: Any) -> int:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from nett.lake.formats import Unreadable, literal, only
+from nett.lake.formats import Unreadable, ailing, literal, only
 from nett.lake.formats.parts import as_option, parts_of, union
 from nett.lake.formats.text_kinds import partition_columns
 from nett.lake.place import open_file, serve
@@ -104,7 +104,9 @@ def _names(path: str, sniffed: Sequence[str], how: Sequence[Any]) -> tuple[list[
     try:
         row = serve(quick_connection(), path).execute(f"SELECT * FROM {source} LIMIT 1").fetchone() or ()
     except duckdb.Error as error:
-        raise Unreadable(f"its rows have no common dialect or width: {_reason(error)}", BROKEN) from error
+        raise Unreadable(
+            f"its rows have no common dialect or width: {_reason(error)}", ailing(error, BROKEN)
+        ) from error
     header = header or _are_names(row)
     return [(row[i] if header and i < len(row) else None) or f"column{i}" for i in range(width)], header
 
@@ -157,7 +159,8 @@ def _sniffed(path: str) -> list[Any]:
                     return [*_whole([None if value == "(empty)" else value for value in found or ()]), encoding]
         if failed is not None and "unicode" not in str(failed):
             break
-    raise Unreadable(f"its rows have no common dialect or width: {_reason(failed)}", BROKEN)
+    word = ailing(failed, BROKEN) if failed else BROKEN
+    raise Unreadable(f"its rows have no common dialect or width: {_reason(failed)}", word)
 
 
 def _whole(found: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nett.lake.formats import Unreadable, literal, only
+from nett.lake.formats import Unreadable, ailing, literal, only
 from nett.lake.formats.delimited import quick_connection
 from nett.lake.formats.parts import as_option, parts_of, union
 from nett.lake.formats.text_kinds import partition_columns
@@ -38,7 +38,7 @@ def describe(name: str, files: Sequence[File]) -> Table:
     try:
         found, others = serve(quick_connection(), files[0].path).execute(asked).fetchone()
     except duckdb.Error as error:
-        raise Unreadable(str(error).splitlines()[0][:200], BROKEN) from error
+        raise Unreadable(str(error).splitlines()[0][:200], ailing(error, BROKEN)) from error
     if others:
         raise Unreadable(f"{others:,} of its lines hold no object", BROKEN)
     structure = json.loads(found) if found else {}
