@@ -21,6 +21,7 @@ NOISE = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 TRUE = ("filter", "projection", "shuffle", "types", "repeated", "both")
 WAYS = (*TRUE, *(f"noise {c}" for c in NOISE), "strangers", "filter", "projection", "both", "shuffle", "noise 0.999")
 GROUPS = 1 << 16  # rows a row group
+CHILDREN = 11.0  # bytes of a family over those of its base, about
 
 
 def make_lake(folder: Path, csvs: Path, tables: int, megabytes: float, say: Say) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def make_lake(folder: Path, csvs: Path, tables: int, megabytes: float, say: Say)
     edges: list[tuple[str, str]] = []
     broken: list[tuple[str, str]] = []
     for number in range(families):
-        made = _family(folder, number, chosen[number % len(chosen)], megabytes * 1e6 / families / 9, chance)
+        made = _family(folder, number, chosen[number % len(chosen)], megabytes * 1e6 / families / CHILDREN, chance)
         edges += made[0]
         broken += made[1]
         if number % 10 == 9:
@@ -55,8 +56,7 @@ def _family(
     """A base of about ``size`` bytes of Parquet and its children: pairs that hold, pairs that noise broke."""
     import pyarrow as pa
 
-    per_row = max(4.0, 5.0 * len(frame.columns))
-    base = _scaled(frame, max(2000, int(size / per_row)), chance)
+    base = _scaled(frame, max(2000, int(size / _bytes_a_row(frame))), chance)
     rows, names = base.num_rows, base.column_names
     stem = f"f{number:03}"
     held: list[tuple[str, str]] = []
@@ -89,6 +89,16 @@ def _family(
         if way == "shuffle":
             held.append((f"{stem}-base.parquet", name))
     return held, broken
+
+
+def _bytes_a_row(frame: brute.Frame) -> float:
+    """As they are written, of some rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = pa.BufferOutputStream()
+    pq.write_table(_scaled(frame, GROUPS, np.random.default_rng(1)), out, row_group_size=GROUPS, compression="zstd")
+    return float(out.getvalue().size) / GROUPS
 
 
 def _scaled(frame: brute.Frame, rows: int, chance: np.random.Generator) -> Any:

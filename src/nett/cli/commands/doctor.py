@@ -9,7 +9,7 @@ import nett
 ADDS = {
     "base": "checkpoints, scan, diff, merges, reports",
     "models": "GGUF and torch files, transformers models, the speak check, tokenizers",
-    "lake": "tables: Parquet, CSV, JSONL",
+    "lake": "tables: Parquet, CSV, JSON lines, Arrow, Delta, Iceberg, S3",
     "spark": "tables and corpora on Apache Spark",
     "store": "nett store: models kept once, differences, exact plans",
     "sign": "nett sign, nett verify --key",
