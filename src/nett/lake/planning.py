@@ -21,8 +21,8 @@ from nett.lake.table import Table
 from nett.lake.workbench import FORMATS, Workbench
 from nett.lake.written import Form, form_of
 
-TRIED = 8  # parents of a table from which a way is looked for
-ENOUGH = 4  # ways without a selector, after which no more are looked for
+TRIED = 6  # parents of a table from which a way is looked for
+ENOUGH = 3  # ways without a selector, after which no more are looked for
 WHOLE_FILES = frozenset({*FORMATS, "arrow", "jsonl"})  # formats of which a copy of the files is a copy of the table
 
 
@@ -54,7 +54,7 @@ def find_ways(
     of = {group[0]: group for group in found.groups}
     free = {t: [m for m in of[t] if m.name not in stay] for t in of if t.name not in broken}
     todo = [t for t in free if free[t] and (found.parents.get(t) or found.wider.get(t))]
-    sure = {t for t in free if not found.parents.get(t) or not free[t]}
+    sure = {t for t in free if not free[t] or _is_top(t, found)}
     report.begin("finding ways to rebuild", len(todo), "tables")
     for number, child in enumerate(todo):
         some = [p for p in found.parents.get(child, ()) if p in free]
@@ -71,9 +71,14 @@ def find_ways(
     return ways
 
 
+def _is_top(table: Table, found: Candidates) -> bool:
+    """Whether all that contain a table are contained in it: of such, at least one stays."""
+    return all(table in found.parents.get(p, ()) for p in found.parents.get(table, ()))
+
+
 def _in_turn(parents: Sequence[Table], sure: set[Table]) -> list[Table]:
-    """Those that stay in any case and those with the fewest bytes to read, by turns: the first can serve all of a
-    family, the others are the cheapest to read if they stay."""
+    """Those that (or whose equals) stay in any case and those with the fewest bytes to read, by turns: the first can
+    serve all of a family, the others are the cheapest to read if they stay."""
     small = sorted(parents, key=_size)
     lines = [[t for t in small if t in sure], small]
     both = [t for i in range(len(small)) for line in lines for t in line[i : i + 1]]
