@@ -40,7 +40,7 @@ def look(
     no_cache: bool = False,
 ) -> Candidates:  # fmt: skip
     """By the scan's stages, and what its cache knows; with ``scan``, by the edges in a scan's JSON instead."""
-    kept = None if no_cache else cache_of(place.root, cache)
+    kept = None if no_cache else cache_of(place.root, None if cache is None else Path(cache))
     complete = False
     try:
         verbs: Engine = open_engine(engine, memory=memory, threads=threads, text=False)
