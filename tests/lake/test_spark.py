@@ -54,6 +54,7 @@ def told(folder: Path, engine: str, **options: Any) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k != "say"}
 
 
+@pytest.mark.timeout(900)  # Java on a busy machine
 @pytest.mark.usefixtures("session")
 @pytest.mark.slow  # the lake of kinds below is compared by default
 @pytest.mark.parametrize("semantics", ["set", "bag"])
@@ -64,6 +65,7 @@ def test_spark_says_the_same(tmp_path: Path, semantics: str) -> None:
     assert {(e["child"], e["parent"]) for e in by_spark["edges"]} == {(c, p) for c, some in TRUTH.items() for p in some}
 
 
+@pytest.mark.timeout(900)  # Java on a busy machine
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize(
     ("semantics", "least"),
@@ -98,6 +100,7 @@ def test_values_of_every_kind(tmp_path: Path, semantics: str, least: float) -> N
     assert told(tmp_path, "spark", **options) == told(tmp_path, "duckdb", **options)
 
 
+@pytest.mark.timeout(900)  # Java on a busy machine
 @pytest.mark.usefixtures("session")
 def test_hostile_names_and_broken_files(tmp_path: Path) -> None:
     folder = tmp_path / "it's {a} [lake]"
