@@ -17,7 +17,7 @@ from benchmarks.measure import spend
 
 from nett.core.bench import Figure, Outcome, Series
 
-TITLE = "containments in a generated lake of 2,000 Parquet tables"
+TITLE = "containments in a generated lake of Parquet tables"
 SAMPLED = 150  # pairs that EXCEPT is timed on
 Say = Callable[[str], None]
 
