@@ -19,6 +19,7 @@ from nett.core.bench import Figure, Outcome, Series
 
 TITLE = "containments in a generated lake of Parquet tables"
 SAMPLED = 150  # pairs that EXCEPT is timed on
+SCAN = "nett lake scan generated --quiet --no-cache --json generated-scan.json"
 Say = Callable[[str], None]
 
 
@@ -32,7 +33,7 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     figures = []
     told: Any = {}
     for what, more in (("", ""), (", 512 MB for the engine", " --memory-limit 512MB")):
-        command = f"nett lake scan {lake.name} --quiet --no-cache --json generated-scan.json{more}"
+        command = f"{SCAN}{more}"
         load = os.getloadavg()[0]
         spent = spend(shlex.split(command), work, memory=True)
         said = json.loads((work / "generated-scan.json").read_text())
@@ -72,11 +73,11 @@ def _right(lake: Path, found: set[tuple[str, str]], known: Any, say: Say, pico: 
                 wrong.append((child, parent))
     say(f"{checked} pairs looked at by EXCEPT, {len(wrong)} otherwise: {wrong[:3]}")
     return [
-        Figure("recall of the containments made", Series("nett", "of them", [len(found & held) / len(held)]), bar=1.0,
+        Figure("recall of the containments made", Series("nett", "of them", [len(found & held) / len(held)], [], SCAN), bar=1.0,
                sense="at least", note=f"{len(held):,} made, {len(found):,} found, also between children"),
-        Figure("pairs that noise broke, found all the same", Series("nett", "pairs", [len(found & broken)]), bar=0.0,
+        Figure("pairs that noise broke, found all the same", Series("nett", "pairs", [len(found & broken)], [], SCAN), bar=0.0,
                note=f"of {len(broken):,}, whose containment is 0.5 to 0.999, or whose rows are others"),
-        Figure("pairs on which EXCEPT says otherwise", Series("nett", "pairs", [len(wrong)]), bar=0.0,
+        Figure("pairs on which EXCEPT says otherwise", Series("nett", "pairs", [len(wrong)], [], SCAN), bar=0.0,
                note=f"of {checked:,} looked at: edges found, and pairs of schemas that fit and are none"),
     ]  # fmt: skip
 
