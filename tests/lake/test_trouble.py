@@ -163,3 +163,13 @@ def test_a_whole_float_that_no_double_holds(tmp_path: Path) -> None:
     (tmp_path / "small.csv").write_text("a\n2\n")
     pq.write_table(pa.table({"a": pa.array([2**64 - 1, 2], pa.uint64())}), tmp_path / "u.parquet")
     assert edges(scan(str(tmp_path))) == {("small.csv", "big.csv"), ("small.csv", "u.parquet")}
+
+
+def test_wrong_words_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    write_lake(tmp_path / "lake")
+    lake = str(tmp_path / "lake")
+    cli("lake", "scan", lake, "--memory-limit", "512XB").failed(2, "'512XB' is not a size", "500MB")
+    cli("lake", "plan", lake, "--memory-limit", "much").failed(2, "'much' is not a size")
+    for option in ("--json", "--html"):
+        said = cli("lake", "scan", lake, option, str(tmp_path / "none" / "file")).failed(3)
+        assert f"{tmp_path / 'none'}: there is no such folder to write in" in said.err

@@ -8,7 +8,6 @@ The order for each table, each step on disk before the next:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
@@ -25,7 +24,7 @@ from nett.lake.inside import files_at, inside, unit_of
 from nett.lake.pinning import Watch, sha256_of
 from nett.lake.plan_file import Deletion, Plan, read_plan, renamed
 from nett.lake.quarantine import Entry, Quarantine, Record, entry_id, move
-from nett.lake.rebuild import Stored
+from nett.lake.rebuild_selector import checked
 from nett.lake.redo import Redo
 
 View = Literal["none", "duckdb", "spark"]
@@ -66,7 +65,7 @@ class Applying:
             self._alone(one)
             self._writable(place)
             for file in one.rebuild.stored:
-                _selector(self.path.absolute().parent, file)
+                checked(self.path.absolute().parent, file)
             for pin in (one.table, *self.plan.pins(one)):
                 self.watch.check(pin)
             view_at = None if view == "none" else inside(self.root, f"{one.path}.{view}.sql")
@@ -119,7 +118,7 @@ class Applying:
         for pin in (one.table, *parents):
             self.watch.still(pin)
         names = {s.path: os.path.basename(s.path) for s in one.rebuild.stored}
-        stored = {names[s.path]: _selector(self.path.absolute().parent, s) for s in one.rebuild.stored}
+        stored = {names[s.path]: checked(self.path.absolute().parent, s) for s in one.rebuild.stored}
         kept = one.model_copy(update={"rebuild": renamed(one.rebuild, names)})
         text = _view(one, redo, self, view)
         view_at = f"{one.path}.{view}.sql" if text is not None else None
@@ -146,17 +145,6 @@ class Applying:
             "quarantined", entry, bytes=one.bytes, bag=one.bag, parents=list(one.rebuild.parents), view=view_at
         )
         return entry
-
-
-def _selector(folder: Path, file: Stored) -> bytes:
-    path = inside(folder, file.path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Refused(f"the row selector cannot be read: {error.strerror}", where=path) from error
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise Refused("the row selector is not the one that was planned (its sha256 differs)", where=path)
-    return data
 
 
 def _view(one: Deletion, redo: Redo, run: Applying, view: View) -> str | None:

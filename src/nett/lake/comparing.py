@@ -12,6 +12,8 @@ from typing import Literal
 from nett.lake.table import NUMBERS, Column
 
 How = Literal["value", "float", "timestamp", "text"]
+Form = Literal["as it is", "text", "timestamp", "double", "bigint"]
+_PLAIN = frozenset({"text", "boolean", "date", "timestamp", "instant", "time", "binary"})
 _DAYS = frozenset({"date", "timestamp"})
 
 
@@ -26,3 +28,17 @@ def how_compared(child: Column, parent: Column, *, text: bool = False) -> How:
     if {child.kind, parent.kind} <= _DAYS:
         return "timestamp"
     return "text"
+
+
+def form_of(column: Column, how: How) -> Form:
+    """What an engine makes of a column's values so that equal ones are equal: ``text`` is their text, ``as it is`` the
+    values themselves."""
+    if how == "text":
+        return "as it is" if column.raw else "text"
+    if how == "timestamp":
+        return "timestamp"
+    if how == "float" or column.kind == "float":
+        return "double"
+    if column.kind == "integer":
+        return "bigint"
+    return "as it is" if column.kind in _PLAIN else "text"

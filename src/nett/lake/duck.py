@@ -7,7 +7,6 @@ spills; all others are read where they lie, only the columns that are asked for.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from typing import Any, final
 
 import numpy as np
 
-from nett.core.errors import missing_extra
-from nett.lake.comparing import How, how_compared
-from nett.lake.formats import Unreadable, ailing, literal, module_of
+from nett.lake.comparing import How, form_of, how_compared
+from nett.lake.database import open_database
+from nett.lake.formats import Unreadable, ailing, module_of, place_of
 from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.place import serve
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
@@ -32,15 +31,7 @@ class Duck:
     """DuckDB as the engine of a lake. ``memory``: such as 512MB; ``text``: every comparison by text."""
 
     def __init__(self, *, memory: str | None = None, threads: int | None = None, text: bool = False) -> None:
-        try:
-            import duckdb
-        except ImportError as error:
-            raise missing_extra("duckdb", "lake", "the lake room") from error
-        self._folder = tempfile.TemporaryDirectory(prefix="nett-lake-")
-        config: dict[str, Any] = {"temp_directory": os.path.join(self._folder.name, "spill")}
-        config |= {"memory_limit": memory} if memory else {}
-        config |= {"threads": threads} if threads else {}
-        self._db = duckdb.connect(os.path.join(self._folder.name, "staged.duckdb"), config=config)
+        self._db, self._folder = open_database("staged.duckdb", memory=memory, threads=threads)
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
         self.lanes = threads or min(8, os.cpu_count() or 1)
         self._lock, self._local = threading.Lock(), threading.local()
@@ -48,7 +39,7 @@ class Duck:
         self._staged: dict[Table, str] = {}
         self._numbered = 0
         self.bytes_read = 0
-        self.version = str(duckdb.__version__)
+        self.version = str(self._db.execute("SELECT version()").fetchall()[0][0])
 
     def close(self) -> None:
         self._db.close()
@@ -62,13 +53,13 @@ class Duck:
     def _profile(self, table: Table, source: str) -> Profile:
         if all(c.raw for c in table.columns):
             return self._profile_text(table, source)
-        values = [_place(c) for c in table.columns]
+        values = [place_of(c) for c in table.columns]
         rows, *there = self._one(f"SELECT count(*), {', '.join(f'count({v})' for v in values)} FROM {source}")
         return Profile(rows, {}, {c.name: Span(nulls=rows - n) for c, n in zip(table.columns, there, strict=True)})
 
     def _profile_text(self, table: Table, source: str) -> Profile:
         """All columns below one another, so that the plan is no longer for a wide table than for a narrow one."""
-        values = ", ".join(_place(c) for c in table.columns)
+        values = ", ".join(place_of(c) for c in table.columns)
         long = f"SELECT unnest([{values}]) AS v, unnest(range({len(table.columns)})) AS i FROM {source}"
         number = f"FILTER (c > {WORD})"
         found = self._here.execute(
@@ -231,30 +222,12 @@ def _class(value: str) -> str:
     )
 
 
-def _place(column: Column) -> str:
-    """A column as its relation names it, nested fields taken out."""
-    found = f"p{column.place}"
-    for number in column.at:
-        found = f"struct_extract_at({found}, {number})"
-    for field in column.inner if not column.at else ():
-        found = f"struct_extract({found}, {literal(field)})"
-    return found
-
-
 def _compared(column: Column, how: How) -> str:
     """The canonical value of a column (:mod:`nett.lake.comparing`) as an expression."""
-    value, kind = _place(column), column.kind
-    if how == "text":
-        return value if column.raw else _text(value, kind)
-    if how == "timestamp":
-        return f"CAST({value} AS TIMESTAMP)"
-    if how == "float" or kind == "float":
-        return f"CAST({value} AS DOUBLE)"
-    if kind == "integer":
-        return f"CAST({value} AS BIGINT)"
-    if kind in ("text", "boolean", "date", "timestamp", "instant", "time", "binary"):
+    value, form = place_of(column), form_of(column, how)
+    if form == "as it is":
         return value
-    return _text(value, kind)
+    return _text(value, column.kind) if form == "text" else f"CAST({value} AS {form.upper()})"
 
 
 def _text(value: str, kind: str) -> str:

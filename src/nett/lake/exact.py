@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from nett.lake.formats import literal
-from nett.lake.table import Column, Table
+from nett.lake.formats import place_of
+from nett.lake.table import Table
 
 SIMPLE = re.compile(r"[A-Z][A-Z0-9_ ]*(\(\d+(, ?\d+)?\))?")  # types that may be cast to, as DuckDB writes them
 
@@ -91,14 +91,6 @@ def _lost(type: Any) -> str | None:
     if pa.types.is_dictionary(type):
         return _lost(type.value_type)
     return next((lost for i in range(type.num_fields) if (lost := _lost(type.field(i).type))), None)
-
-
-def place_of(column: Column) -> str:
-    """A flattened column as its relation names it."""
-    found = f"p{column.place}"
-    for field in column.inner:
-        found = f"struct_extract({found}, {literal(field)})"
-    return found
 
 
 def projection(child: Sequence[Own], parent: Table, tops: Sequence[Own], type_of: Any) -> list[str]:

@@ -26,6 +26,7 @@ from nett.lake.planning import Choice, Ways, find_ways
 from nett.lake.prices import Costs
 from nett.lake.quarantine import Quarantine
 from nett.lake.rebuild import shown_sql
+from nett.lake.scanning import check_folders
 from nett.lake.workbench import Workbench
 
 PARENT = "others are rebuilt from it"
@@ -56,8 +57,7 @@ def make_plan(
         raise Refused("plans are for local folders as yet", where=path, hint="nett lake scan takes this address.")
     if not root.is_dir():
         raise Refused("is not a folder of tables", where=root, hint="nett lake plan PATH")
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise Refused("there is no such folder to write the plan in", where=Path(out).absolute().parent)
+    check_folders(out)
     found = look(place, scan=scan, engine="duckdb", memory=memory, threads=threads, cache=cache, no_cache=no_cache)
     stay = {t.name: why for t in found.tables if (why := rules.why_kept(t)) is not None}
     rests = Quarantine(root).protected()

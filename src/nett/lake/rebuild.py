@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nett.lake.exact import SIMPLE, NotExact, Own, place_of
-from nett.lake.formats import literal
+from nett.lake.exact import SIMPLE, NotExact, Own
+from nett.lake.formats import literal, place_of
 from nett.lake.table import Table
 
 Kind = Literal["copy", "whole", "distinct", "predicate", "selector", "union"]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from nett.lake.exact import SIMPLE, place_of
+from nett.lake.exact import SIMPLE
+from nett.lake.formats import place_of
 from nett.lake.rebuild import Condition, compared, condition_sql
 from nett.lake.table import Table
 from nett.lake.workbench import Workbench, reading

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nett.core.errors import Refused, missing_extra
+from nett.lake.inside import inside
 from nett.lake.rebuild import Rebuild, Stored
 from nett.lake.workbench import Workbench
 
@@ -94,13 +95,13 @@ def load_picks(bench: Workbench, rebuild: Rebuild, folder: Path, rows: dict[str,
             bench.db.execute(f"INSERT INTO {places} SELECT {number}, range, {at} + range FROM range({count})")
             at += count
         else:
-            at = _load_bitmap(bench, places, _checked(folder, part.rows), number, at, _is_wide(part.rows))
+            at = _load_bitmap(bench, places, checked(folder, part.rows), number, at, _is_wide(part.rows))
     if rebuild.order is None:
         picks = bench.make(f"SELECT part, o, place AS i FROM {places}")
     else:
         order = bench.named()
         bench.db.execute(f"CREATE TABLE {order} (place BIGINT, i BIGINT)")
-        _load_order(bench, order, _checked(folder, rebuild.order), _is_wide(rebuild.order))
+        _load_order(bench, order, checked(folder, rebuild.order), _is_wide(rebuild.order))
         picks = bench.make(f"SELECT part, o, i FROM {places} JOIN {order} USING (place)")
         bench.drop(order)
     bench.drop(places)
@@ -158,8 +159,9 @@ def _is_wide(stored: Stored) -> bool:
     return stored.path.endswith("64")
 
 
-def _checked(folder: Path, stored: Stored) -> bytes:
-    path = folder / stored.path
+def checked(folder: Path, stored: Stored) -> bytes:
+    """The bytes of a stored file. Refused where they are not those that were planned, or lie outside the folder."""
+    path = inside(folder, stored.path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -63,13 +63,14 @@ def scan(
         for each edge that does not follow from others.
     Source: P03 (R2D2), sections 4.1 to 4.3; verification, bags and inference are ours.
     """
-    from nett.lake.scanning import scan_lake, write_json
+    from nett.lake.scanning import check_folders, scan_lake, write_json
     from nett.lake.stages import Sampling
     from nett.lake.words import as_lines
 
     paths = [assets] if isinstance(assets, str) else list(assets)
     if len(paths) != 1:
         raise UsageError("name one folder of tables", where="lake/scan", hint="nett lake scan PATH")
+    check_folders(json, html)
     paper = preset == "paper"
     sampling = Sampling(epsilon, delta, 10 if paper else None, 4 if paper else None, seed)
     told = scan_lake(

@@ -16,15 +16,13 @@ from typing import Any, final
 import numpy as np
 
 from nett.core.errors import Refused, missing_extra
-from nett.lake.comparing import How, how_compared
-from nett.lake.formats import Unreadable
+from nett.lake.comparing import How, form_of, how_compared
+from nett.lake.formats import Unreadable, text_kinds
 from nett.lake.formats.parts import Part
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
 from nett.lake.table import Column, Profile, Span, Table
 
-NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?\z"
-WHOLE = r"^-?(0|[1-9][0-9]{0,17})\z"
-LONG = r"^-?[1-9][0-9]{18,}\z"
+NUMBER, WHOLE, LONG = (rf"^({p})\z" for p in (text_kinds.NUMBER, text_kinds.WHOLE, text_kinds.LONG))
 SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.caseSensitive": "true",
@@ -251,8 +249,10 @@ def _numbers(rows: Sequence[Any]) -> Hashes:
 
 
 def _jvm(memory: str) -> str:
-    """512MB as Java has it: 512m."""
-    return memory.strip().lower().removesuffix("b").removesuffix("i")
+    """512MB as Java has it."""
+    from nett.core.checkpoint.writer import byte_size
+
+    return f"{max(1, byte_size(memory) // 1024)}k"
 
 
 def _escaped(path: str) -> str:
@@ -289,18 +289,10 @@ def _place(column: Column) -> Any:
 
 def _compared(column: Column, how: How) -> Any:
     """The canonical value of a column (:mod:`nett.lake.comparing`), equal to that of every other engine."""
-    value, kind = _place(column), column.kind
-    if how == "text":
-        return value if column.raw else _text(value, kind)
-    if how == "timestamp":
-        return value.cast("timestamp_ntz")
-    if how == "float" or kind == "float":
-        return value.cast("double")
-    if kind == "integer":
-        return value.cast("bigint")
-    if kind in ("text", "boolean", "date", "timestamp", "instant", "time", "binary"):
+    value, form = _place(column), form_of(column, how)
+    if form == "as it is":
         return value
-    return _text(value, kind)
+    return _text(value, column.kind) if form == "text" else value.cast({"timestamp": "timestamp_ntz"}.get(form, form))
 
 
 def _text(value: Any, kind: str) -> Any:

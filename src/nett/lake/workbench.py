@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
-from nett.core.errors import missing_extra
+from nett.lake.database import open_database
 from nett.lake.exact import TOTAL, Bag, NotExact, Own, bag_of, own_columns, projection, row_key
 from nett.lake.formats import module_of
 from nett.lake.table import Table
@@ -19,19 +17,11 @@ FORMATS = ("parquet", "delimited")  # that tables are rebuilt from, and as
 
 @final
 class Workbench:
-    """One database in memory, which spills into a temporary folder. Row ordinals count from 0: in Parquet by the files' own row numbers, file
-    after file; in text files by the order of lines."""
+    """One database in memory, which spills into a temporary folder. Row ordinals count from 0: in Parquet by the
+    files' own row numbers, file after file; in text files by the order of lines."""
 
     def __init__(self, *, memory: str | None = None, threads: int | None = None) -> None:
-        try:
-            import duckdb
-        except ImportError as error:
-            raise missing_extra("duckdb", "lake", "the lake room") from error
-        self.folder = tempfile.TemporaryDirectory(prefix="nett-lake-")
-        config: dict[str, Any] = {"temp_directory": os.path.join(self.folder.name, "spill")}
-        config |= {"memory_limit": memory} if memory else {}
-        config |= {"threads": threads} if threads else {}
-        self.db = duckdb.connect(config=config)  # its tables spill into that folder too
+        self.db, self.folder = open_database(memory=memory, threads=threads)
         self.db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = true; SET enable_progress_bar = false")
         self._sources: dict[Table, str] = {}
         self._owns: dict[Table, list[Own]] = {}

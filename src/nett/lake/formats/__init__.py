@@ -14,6 +14,8 @@ import importlib
 import re
 from types import ModuleType
 
+from nett.lake.table import Column
+
 MODULES = ("delta", "iceberg", "parquet", "delimited", "jsonl", "arrow")
 
 
@@ -55,3 +57,13 @@ def only(path: str) -> str:
 def literal(text: str) -> str:
     """A string in SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def place_of(column: Column) -> str:
+    """A column as its relation names it in SQL, nested fields taken out: by number where names alone do not tell."""
+    found = f"p{column.place}"
+    for number in column.at:
+        found = f"struct_extract_at({found}, {number})"
+    for field in column.inner if not column.at else ():
+        found = f"struct_extract({found}, {literal(field)})"
+    return found

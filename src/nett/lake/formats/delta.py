@@ -15,8 +15,7 @@ from urllib.parse import unquote
 
 from nett.core.errors import missing_extra
 from nett.lake.formats import Unreadable
-from nett.lake.formats.live import live_files, read_by_package, read_by_sql
-from nett.lake.formats.parts import union
+from nett.lake.formats.live import live_files, read_by_package, read_by_sql, relation
 from nett.lake.formats.streaming import Streamed, made_plain, plain
 from nett.lake.formats.text_kinds import partition_columns, partition_span
 from nett.lake.place import is_local
@@ -86,12 +85,6 @@ def _by_sql(
     return made
 
 
-def relation(table: Table) -> str | None:
-    if table.options.get("package"):
-        return None
-    return union(table, lambda paths, width, how: f"read_parquet({paths}, hive_partitioning=false)")
-
-
 def dataset(table: Table, places: Sequence[int]) -> Streamed:
     """The rows of these top-level columns at the pinned version."""
     import pyarrow as pa
@@ -145,3 +138,6 @@ def _text(value: Any) -> str | None:
 
 def _only(found: Sequence[int]) -> int | None:
     return found[0] if found else None
+
+
+__all__ = ["dataset", "describe", "relation", "root_of"]

@@ -13,8 +13,7 @@ from typing import Any
 
 from nett.core.errors import missing_extra
 from nett.lake.formats import Unreadable
-from nett.lake.formats.live import live_files, read_by_package, read_by_sql
-from nett.lake.formats.parts import union
+from nett.lake.formats.live import live_files, read_by_package, read_by_sql, relation
 from nett.lake.formats.streaming import Streamed, made_plain, plain
 from nett.lake.place import is_local
 from nett.lake.table import File, Table
@@ -62,12 +61,6 @@ def describe(name: str, files: Sequence[File]) -> Table:
     made = made or read_by_package(name, "iceberg", live, schema, options)
     made.version = str(snapshot.snapshot_id)
     return made
-
-
-def relation(table: Table) -> str | None:
-    if table.options.get("package"):
-        return None
-    return union(table, lambda paths, width, how: f"read_parquet({paths}, hive_partitioning=false)")
 
 
 def dataset(table: Table, places: Sequence[int]) -> Streamed:
@@ -136,3 +129,6 @@ def _unread(error: Exception) -> Unreadable:
     if isinstance(error, FileNotFoundError):
         return Unreadable(f"its metadata names what is not there: {reason}", "moved")
     return Unreadable(f"its metadata or files cannot be read: {reason}")
+
+
+__all__ = ["dataset", "describe", "relation", "root_of"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nett.lake.formats import Unreadable
+from nett.lake.formats import Unreadable, parquet
 from nett.lake.formats.arrow_types import leaves
 from nett.lake.formats.parquet import footer, told_by
 from nett.lake.formats.parts import Part, as_option
@@ -68,3 +68,8 @@ def _told(field: Any) -> list[tuple[str, str]]:
     import pyarrow as pa
 
     return [(leaf.column.name, leaf.column.kind) for leaf in leaves(pa.schema([field]))]
+
+
+def relation(table: Table) -> str | None:
+    """Of files that SQL reads; None where the package does."""
+    return None if table.options.get("package") else parquet.relation(table)
