@@ -290,3 +290,20 @@ def test_parts_whose_types_differ_are_named(tmp_path: Path) -> None:
         (tmp_path / "h" / key).mkdir(parents=True)
         pq.write_table(pa.table({"a": [1]}), tmp_path / "h" / key / "x.parquet")
     assert warned(tmp_path) == {"t": "mixed-schema", "h": "mixed-partitions"}
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n3\n4,5,6\n", "a;b\n1;2\n3\n4;5;6\n", "a\n1\n2\n3,4\n"], ids=["comma", "semicolon", "one column"]
+)
+def test_rows_of_several_widths_are_not_taken_for_a_preamble(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ragged.csv").write_text(text)
+    told = scan(str(tmp_path), no_cache=True)
+    assert [(w["table"], w["warning"]) for w in told["warnings"]] == [("ragged.csv", "ragged")] and not told["tables"]
+
+
+def test_lines_above_the_header_are_passed_over_and_said(tmp_path: Path) -> None:
+    (tmp_path / "report.csv").write_text("report of 2024\n\na;b\n1;2\n3;4\n5;6\n")
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n5,6\n")
+    told = scan(str(tmp_path), no_cache=True)
+    assert [(e["child"], e["parent"]) for e in told["edges"]] == [("rows.csv", "report.csv")]
+    assert [(w["table"], w["warning"]) for w in told["warnings"]] == [("report.csv", "skipped-lines")]

@@ -1,11 +1,12 @@
 """Schema containment: which tables' columns are all among another's (R2D2, P03, stage 1: schema graph builder).
 
-Two ways to the same pairs: the paper's clusters, and an inverted index from columns to tables, which needs no centres.
+By an inverted index from columns to tables. The paper's clusters around widest schemas give the same pairs
+(tests/lake/test_schema_graph.py has both) and compare every pair of a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -36,21 +37,3 @@ def contained_schemas(schemas: Mapping[T, Schema]) -> dict[T, list[T]]:
         for child in groups[schema]:
             parents[child] = [p for p in wider if p != child]
     return parents
-
-
-def clusters(schemas: Sequence[Schema]) -> list[tuple[Schema, list[int]]]:
-    """The paper's clusters: (centre, numbers of the schemas in it), largest schema first.
-
-    A schema joins every cluster whose centre holds it, else it is a new centre. So a schema and any that holds it share
-    a cluster: the centre that holds the wider one.
-    """
-    found: list[tuple[Schema, list[int]]] = []
-    for number in sorted(range(len(schemas)), key=lambda i: -len(schemas[i])):
-        joined = False
-        for centre, members in found:
-            if schemas[number] <= centre:
-                members.append(number)
-                joined = True
-        if not joined:
-            found.append((schemas[number], [number]))
-    return found

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import gzip
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,8 +149,3 @@ def same_form(one: Form, other: Form) -> bool:
     if one.format == "parquet":
         return bool(schema_of(one).equals(schema_of(other), check_metadata=True))
     return one.head == other.head and one.delimiter == other.delimiter and one.packing == other.packing
-
-
-def columns_of(form: Form) -> Sequence[str]:
-    """The names of the columns."""
-    return [name for name, _ in form.columns]

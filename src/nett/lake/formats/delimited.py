@@ -45,6 +45,8 @@ def describe(name: str, files: Sequence[File]) -> Table:
         delimiter, quote, escape, skip, header, columns, encoding = _sniffed(file.path)
         how = (delimiter, quote, escape, skip, header, encoding)
         own, header = _names(file.path, [column["name"] for column in columns], how)
+        if skip and not header:  # the sniffer's way with rows of several widths: all but the last few are a preamble
+            raise Unreadable(f"its rows have no common width: {skip:,} lines do not fit those below them", BROKEN)
         names.append(own)
         hows.append((*how[:4], header, encoding))
     first, parts = parts_of(names, hows, files)
@@ -58,6 +60,10 @@ def describe(name: str, files: Sequence[File]) -> Table:
         ("encoding", f"{f.path} is no UTF-8 and is read as Latin-1")
         for f, h in zip(files, hows, strict=True)
         if h[5] == "latin-1"
+    ] + [
+        ("skipped-lines", f"{f.path} is read from below its first {h[3]:,} lines, which are no rows of its table")
+        for f, h in zip(files, hows, strict=True)
+        if h[3]
     ]
     words = ("delim", "quote", "escape", "skip", "header", "encoding")
     options = {"parts": as_option(parts), **dict(zip(words, hows[first], strict=True))}
@@ -142,7 +148,8 @@ def _sniffed(path: str) -> list[Any]:
 
     head = _head(path)
     usual, quoted = _usual(path, head), "" if b"'" in head and b'"' not in head else ", quote='\"'"
-    given_delimiter = f", delim={literal(usual)}" if usual else ""  # else a ragged file is sniffed as of one column
+    # Else a ragged file is sniffed as of one column, or with most of its rows taken for a preamble.
+    given_delimiter = f", delim={literal(usual)}, skip=0" if usual else ""
     tries = dict.fromkeys((given_delimiter + quoted, given_delimiter))
     encodings = ["utf-16"] if head.startswith(_UTF16) else [None, "latin-1"]
     failed: Exception | None = None
