@@ -121,3 +121,26 @@ def test_a_master_that_is_not_there(tmp_path: Path) -> None:
     write_lake(tmp_path)
     said = cli("lake", "scan", str(tmp_path), "--engine", "spark", "--master", "nonsense[2]").failed(3)
     assert "Spark does not start" in said.err
+
+
+@pytest.mark.timeout(900)
+def test_a_view_for_spark_has_the_rows_of_the_table(tmp_path: Path, session: Any) -> None:
+    """What ``nett lake apply --view spark`` leaves, run on Spark: a filter, a projection, and a list with NULL."""
+    lake = tmp_path / "lake"
+    write_lake(lake)
+    rows = {name: pq.read_table(lake / f"{name}.parquet").to_pylist() for name in ("filtered", "projected")}
+    base = pq.read_table(lake / "base.parquet")
+    listed = [r for r in base.to_pylist() if r["name"] in ("n1", "n4", None)]
+    pq.write_table(pa.Table.from_pylist(listed, base.schema), lake / "listed.parquet")
+    shutil.rmtree(lake / "text")
+    nett.lake.plan(str(lake), out=tmp_path / "plan.json", no_cache=True)  # type: ignore[attr-defined]
+    nett.lake.apply(str(tmp_path / "plan.json"), yes=True, view="spark")  # type: ignore[attr-defined]
+    seen = []
+    for name, wanted in {**rows, "listed": listed}.items():
+        statement = lake / f"{name}.parquet.spark.sql"
+        if statement.exists():
+            session.sql(statement.read_text().rstrip().rstrip(";"))
+            found = [r.asDict() for r in session.sql(f"SELECT * FROM `{name}.parquet`").collect()]
+            assert sorted(found, key=str) == sorted(wanted, key=str), name
+            seen.append(name)
+    assert {"filtered", "listed"} <= set(seen)
