@@ -19,6 +19,7 @@ Kind = Literal["reduce", "train", "serve", "measure", "make"]
 Grain = Literal["stream", "tensor", "block", "model", "corpus"]
 View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
+_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model"}  # operands
 ROOMS = (
     "merge", "store", "weights", "experts", "adapters", "cache", "tokens", "data", "lake", "code", "graphs",
     "search", "training", "diffusion", "scan",
@@ -284,8 +285,9 @@ def method(
             return kernel
         from nett.core.passes import on_arrays
 
-        named = "symmetry" in inspect.signature(kernel).parameters  # it sees whole networks, name by name
-        whole = kernel if named else on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat")
+        # Only merges take arrays of one shape; others see whole networks, or a matrix and what is known of it.
+        alike = kind != "train" and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
+        whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat") if alike else kernel
 
         @functools.wraps(kernel)
         def plain(*operands: Any, **given: Any) -> Any:

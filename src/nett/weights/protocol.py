@@ -1,0 +1,105 @@
+"""The one shape of this room's methods, and its laws.
+
+A method of kind *reduce* is a pure kernel on torch tensors, wherever they lie; its operands say what it sees:
+
+``weight``: the matrix of one linear layer, ``[out, in]``, in the model's own type (kernels compute in float32 or
+wider, and return what they return in that type). ``weights`` instead: those of all layers that share one input, which
+the answer is a list for. ``bias``: ``[out]`` or None. Behind them the moments of the layer's inputs x over the tokens of the
+calibration text, each asked for by its name (:mod:`nett.core.moments`): ``gram`` (mean of x x^T), ``squares`` (mean
+of x^2), ``means``, ``magnitudes`` (mean of \\|x\\|), ``largest`` (of \\|x\\|); float32. ``compressed``: what another compression made of ``weight``, dense; the command
+then takes two models. Such kernels are driven block by block (:mod:`nett.weights.layerwise`).
+
+``model, windows``: the whole model as a module of transformers in float32, and token windows int64 ``[n, length]``;
+``model`` alone where no text is needed. The kernel may change that module, and returns it in a :class:`Shrunk`
+(:mod:`nett.weights.whole`).
+
+What a linear kernel returns is a tensor of the shape and type of ``weight`` (pruned), a :class:`Quantised` or
+:class:`Factors`. Laws: the same call gives the same bits; inputs are not written to; the result does not depend on
+the device's thread count beyond rounding; with the card's ``identity`` parameters the weight comes back; what is
+written loads as it was computed; a bad parameter is named with its range.
+
+A method of kind *train* is a function that returns the optimizer or callback (used from Python); one of kind
+*measure* takes the user's paths itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+else:
+    Tensor = Any
+
+SINGLE, SHARED, MODEL = "weight", "weights", "model"  # first operands
+
+
+@final
+@dataclass(frozen=True)
+class Quantised:
+    """Whole numbers and what they stand for: ``(codes - zero) * scale``, computed and rounded in the type of scale.
+
+    codes: int8 [out, in], from -2^(bits-1) to 2^(bits-1)-1. scale: [out, groups], in the model's type; a group is
+    ``in / groups`` neighbouring columns. zero: int8 [out, groups]; None where the numbers lie around zero.
+    activations: bits that the inputs are rounded to, a scale for each token, when the model runs.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    activations: int | None = None
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return int(self.codes.shape[1]) // int(self.scale.shape[1])
+
+    def dense(self) -> Tensor:
+        """What the numbers stand for, in the type of scale."""
+        rows, columns = self.codes.shape
+        codes = self.codes.to(self.scale.dtype).reshape(rows, -1, self.group)
+        if self.zero is not None:
+            codes = codes - self.zero.to(self.scale.dtype).unsqueeze(-1)
+        return (codes * self.scale.unsqueeze(-1)).reshape(rows, columns)
+
+
+@final
+@dataclass(frozen=True)
+class Factors:
+    """``left`` [out, r] @ ``right`` [r, in], and a bias [out] that goes with it or None.
+
+    added: to be added to the (compressed) weight, as a LoRA adapter is; otherwise in its place.
+    """
+
+    left: Tensor
+    right: Tensor
+    bias: Tensor | None = None
+    added: bool = False
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+
+Answer = Tensor | Quantised | Factors
+
+
+@final
+@dataclass(frozen=True)
+class Shrunk:
+    """What a kernel on a whole model gives back.
+
+    model: the module, smaller, its ``config`` saying so, in float32; written with ``save_pretrained``'s names in the
+    type that the original has. figures: for the receipt. files: small files that go beside the weights. charts: for
+    the report, as :func:`nett.core.report.charts.add` takes them.
+    """
+
+    model: Any
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    charts: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
