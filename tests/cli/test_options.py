@@ -116,7 +116,7 @@ def test_help_shows_every_option_of_a_card(card, tmp_path: Path) -> None:  # typ
     said = nett(card.room, card.name, "--help").succeeded().out
     flowed = " ".join(said.split()).replace("- ", "-")  # lines may be broken behind a hyphen
     options = () if card.command else engine_options(card.room, "run")
-    for parameter in (*card.parameters, *(o for o in options if o.name != "dry_run" and card.takes(o.name))):
+    for parameter in (*card.parameters, *(o for o in options if o.name != "dry_run" and card.takes(o))):
         flag = "--" + parameter.name.replace("_", "-")
         if parameter in options and card.refuses(parameter.name):
             assert flag not in said

@@ -63,7 +63,7 @@ def method_command(card: Card) -> click.Command:
     """``nett ROOM METHOD ASSET… --options``."""
     options = () if card.command else tuple(o for o in engine_options(card.room, "run") if o.name != "dry_run")
     taken = {p.name for p in card.parameters}
-    options = tuple(o for o in options if o.name not in taken and card.takes(o.name))
+    options = tuple(o for o in options if o.name not in taken and card.takes(o))
 
     @click.pass_context
     def call(ctx: click.Context, /, assets: tuple[str, ...], **values: Any) -> None:

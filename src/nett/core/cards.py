@@ -22,7 +22,7 @@ from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 6
+_VERSION = 7
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 
@@ -306,6 +306,8 @@ def _constraint(node: ast.expr, where: str) -> dict[str, Any]:
                 "open_low": bounds.open_low,
                 "open_high": bounds.open_high,
             }
+        if node.func.id == "With":
+            return {"operands": tuple(positional)}
         if node.func.id == "Tunable":
             return {"grid": Tunable(*positional, **named).grid}
     raise NettError(f"{ast.unparse(node)} is not a constraint on an option", where=where)

@@ -47,6 +47,17 @@ class Tunable:
 
 @final
 @dataclass(frozen=True)
+class With:
+    """An engine's option that means something to methods with one of these operands only."""
+
+    operands: tuple[str, ...]
+
+    def __init__(self, *operands: str) -> None:
+        object.__setattr__(self, "operands", operands)
+
+
+@final
+@dataclass(frozen=True)
 class Parameter:
     """One keyword-only parameter of a method, as its signature states it."""
 
@@ -63,6 +74,7 @@ class Parameter:
     open_low: bool = False
     open_high: bool = False
     grid: tuple[float, ...] = ()
+    operands: tuple[str, ...] = ()  # of the methods that an engine's option means something to; all where empty
 
     @property
     def range(self) -> str:
@@ -175,8 +187,13 @@ class Card:
         """What the kernel sees of a tensor at a time, with these parameters."""
         return view_of(self.grain, self.rows, parameters)
 
-    def takes(self, option: str) -> bool:
+    def takes(self, option: Parameter) -> bool:
         """Whether an option of the room's engine means anything to this method."""
+        if option.operands and not set(option.operands) & set(self.operands):
+            return False
+        return self._takes(option.name)
+
+    def _takes(self, option: str) -> bool:
         if "symmetry" in self.operands:
             return option not in ("base", "threads", "eval", "state")
         return option not in ("net", "input", "data") and (self.carries or option != "state")
@@ -243,7 +260,7 @@ class Card:
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
         values["parameters"] = tuple(
-            Parameter(**p | {"choices": tuple(p["choices"]), "grid": tuple(p["grid"])}) for p in record["parameters"]
+            Parameter(**p | {k: tuple(p[k]) for k in ("choices", "grid", "operands")}) for p in record["parameters"]
         )
         return cls(**values)
 

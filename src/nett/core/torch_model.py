@@ -23,12 +23,12 @@ from nett.core.sidefiles import model_files
 
 def model(source: Path | Checkpoint) -> Any:
     """The model of a Hugging Face folder, or of an open checkpoint."""
-    transformers = _transformers()
+    transformers = transformers_here()
     if isinstance(source, Path):
-        kind, _ = _kind(source)
+        kind, _ = kind_of(source)
         return kind.from_pretrained(str(source))
-    with _beside(source) as folder:
-        kind, config = _kind(folder)
+    with described(source) as folder:
+        kind, config = kind_of(folder)
         if getattr(config, "quantization_config", None):
             raise Refused(
                 "is quantised in a way that only transformers reads",
@@ -46,30 +46,30 @@ def model(source: Path | Checkpoint) -> Any:
 
 def tokenizer(source: Path | Checkpoint) -> Any:
     """The tokenizer of a Hugging Face folder, or of an open checkpoint."""
-    automatic = _transformers().AutoTokenizer
+    automatic = transformers_here().AutoTokenizer
     if isinstance(source, Path):
         return automatic.from_pretrained(str(source))
-    with _beside(source) as folder:
+    with described(source) as folder:
         return automatic.from_pretrained(str(folder))
 
 
-def _transformers() -> Any:
+def transformers_here() -> Any:
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise missing_extra("transformers", "models", "loading a model") from error
 
 
-def _kind(folder: Path) -> tuple[Any, Any]:
+def kind_of(folder: Path) -> tuple[Any, Any]:
     """The class that the config names, or that of a causal language model; and the config."""
-    transformers = _transformers()
+    transformers = transformers_here()
     config = transformers.AutoConfig.from_pretrained(str(folder))
     named = getattr(transformers, (config.architectures or [""])[0] or "-", None)
     return named or transformers.AutoModelForCausalLM, config
 
 
 @contextmanager
-def _beside(checkpoint: Checkpoint) -> Iterator[Path]:
+def described(checkpoint: Checkpoint) -> Iterator[Path]:
     """Config and tokenizer in a folder of their own for a while; Refused where there is no config."""
     found, notes = model_files(checkpoint)
     if "config.json" not in found:

@@ -17,7 +17,7 @@ PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "float-quantized", "naive-quantized")  # one stored number a weight
 WHOLE = ("dense", "fakequant")  # the weights lie there as they are
 MIXED = "mixed-precision"
-BITS = (1, 2, 4, 8)  # of packed weights: those that divide a word of 32
+BITS = range(1, 9)  # of packed weights
 _SPARSE = ("sparse-bitmask", "sparse-24-bitmask", "marlin-24", "sparse-24")
 _STRATEGIES = ("tensor", "channel", "group", "block")
 
@@ -115,7 +115,7 @@ def _scheme(name: str, group: Mapping[str, Any], overall: str, where: Path) -> S
         raise wrong(f"are of type {number!r} with {bits!r} bits; nett reads integers and 8-bit floats")
     if kind == PACKED and (bits not in BITS or number != "int"):
         raise wrong(
-            f"are packed {number}s of {bits} bits; nett reads packed integers of {', '.join(map(str, BITS))} bits"
+            f"are packed {number}s of {bits} bits; nett reads packed integers of 1 to 8 bits"
             " (others are laid out differently by different versions of compressed-tensors)"
         )
     size, block = said.get("group_size"), _block(said.get("block_structure"))

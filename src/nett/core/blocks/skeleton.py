@@ -1,0 +1,175 @@
+"""The modules of a causal language model as transformers builds them, without memory for their weights; a block is
+given its weights from the checkpoint when it is its turn, and lets go of them.
+
+No family is known here: the blocks are the longest list of modules whose numbers are those of the checkpoint's
+layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.checkpoint import Checkpoint
+from nett.core.errors import Refused, missing_extra
+from nett.core.torch_model import described
+
+
+@final
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer inside a block: ``name`` there (``mlp.up_proj``), ``module`` in the model, its two sizes."""
+
+    name: str
+    module: str
+    rows: int
+    columns: int
+
+    @property
+    def weight(self) -> str:
+        """What its matrix is called in the checkpoint."""
+        return f"{self.module}.weight"
+
+
+@final
+class Skeleton:
+    """``model`` with its parameters on torch's meta device; ``stack`` is what its list of blocks is called."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any, device: str = "cpu") -> None:
+        import torch
+
+        self.checkpoint, self.model, self.device = checkpoint, model, torch.device(device)
+        self.stack, self.blocks = _stack_of(model, checkpoint)
+        inside = f"{self.stack}."
+        self.ground_names = [n for n, _ in model.named_parameters(remove_duplicate=False) if not n.startswith(inside)]
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: token ids are below it."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def linears(self, block: int) -> list[Linear]:
+        """The linear layers of a block, in the order of its modules."""
+        import torch
+
+        found = []
+        for name, module in self.blocks[block].named_modules():
+            if isinstance(module, torch.nn.Linear):
+                rows, columns = module.weight.shape
+                found.append(Linear(name, f"{self.stack}.{block}.{name}", int(rows), int(columns)))
+        return found
+
+    def tensor(self, name: str) -> Any:
+        """A tensor of the checkpoint in its own type, on the device."""
+        import torch
+
+        info = self.checkpoint.tensors[name]
+        raw = torch.from_numpy(self.checkpoint.read(name).view(np.uint8))
+        return raw.view(getattr(torch, info.dtype.alias)).reshape(info.shape).to(self.device)
+
+    @contextmanager
+    def block(self, number: int) -> Iterator[Any]:
+        """A block with its weights in float32, which it loses at the end."""
+        module, stem = self.blocks[number], f"{self.stack}.{number}."
+        names = [n for n, _ in module.named_parameters()]
+        for name in names:
+            put(module, name, self.tensor(stem + name).float())
+        try:
+            yield module
+        finally:
+            for name in names:
+                put(module, name, None)
+
+    @contextmanager
+    def ground(self) -> Iterator[Any]:
+        """The model with the weights of all that lies outside its blocks, in float32."""
+        for name in self.ground_names:
+            if name in self.checkpoint.tensors:
+                put(self.model, name, self.tensor(name).float())
+        self.model.tie_weights()
+        try:
+            yield self.model
+        finally:
+            for name in self.ground_names:
+                put(self.model, name, None)
+
+    def _check(self) -> None:
+        """Every parameter has its tensor, of its shape; but for output layers that are tied to the embeddings."""
+        tied = bool(getattr(self.model.config.get_text_config(), "tie_word_embeddings", False))
+        head = self.model.get_output_embeddings()
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            info = self.checkpoint.tensors.get(name)
+            if info is None and tied and head is not None and parameter is head.weight:
+                continue
+            if info is None:
+                raise Refused(f"has no tensor {name!r}, which its architecture needs", where=self.checkpoint.path)
+            if info.shape != tuple(parameter.shape):
+                raise Refused(
+                    f"tensor {name!r} has the shape {list(info.shape)}, its config says {list(parameter.shape)}",
+                    where=self.checkpoint.path,
+                )
+
+
+def put(root: Any, name: str, value: Any) -> None:
+    """Set a parameter by its dotted name; None puts it back on the meta device."""
+    import torch
+
+    place, _, leaf = name.rpartition(".")
+    module = root.get_submodule(place) if place else root
+    if value is None:
+        value = torch.empty_like(getattr(module, leaf), device="meta")
+    module._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+
+
+def open_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
+    """The skeleton of an open checkpoint; Refused where it has no config, or one that transformers does not know."""
+    try:
+        import torch
+        import transformers
+        from accelerate import init_empty_weights
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "models", "running a model") from error
+    with described(checkpoint) as folder:
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(folder))
+            with init_empty_weights(include_buffers=False), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise Refused(
+                f"is no language model that transformers {transformers.__version__} can build: {text}",
+                where=checkpoint.path,
+            ) from error
+    model.eval().requires_grad_(False)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.device.type != device:
+            place, _, leaf = name.rpartition(".")
+            model.get_submodule(place)._buffers[leaf] = buffer.to(device)
+    return Skeleton(checkpoint, model, device)
+
+
+def _stack_of(model: Any, checkpoint: Checkpoint) -> tuple[str, Any]:
+    import torch
+
+    lists: Mapping[str, Any] = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.ModuleList) and any(t.startswith(f"{n}.0.") for t in checkpoint.tensors)
+    }
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists if other != n)}
+    if not outer:
+        raise Refused(
+            "its layers were not found: no list of modules has the names of its tensors", where=checkpoint.path
+        )
+    name = max(outer, key=lambda n: len(outer[n]))
+    return name, outer[name]

@@ -1,0 +1,162 @@
+"""Token windows on their way through a model's blocks.
+
+What each block is called with (positions, masks) is learned by running the model once with stand-ins in the blocks'
+places, which also catch what enters the first; so whatever a model does around its blocks is done by its own code.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.blocks.skeleton import Skeleton
+from nett.core.errors import Refused
+
+BATCH = 4096  # tokens that go through a block together
+
+
+@final
+class Walk:
+    """Hidden states of all windows: ``hidden[i]`` float32 ``[batch, length, width]`` before block ``at``.
+
+    windows: int64 ``[n, length]``, all of one length (no padding). disk: keep the states in a file that is mapped.
+    """
+
+    def __init__(self, skeleton: Skeleton, windows: Any, *, disk: bool = False) -> None:
+        self.skeleton, self.at = skeleton, 0
+        step = max(1, BATCH // int(windows.shape[1]))
+        self.batches = [windows[i : i + step].to(skeleton.device) for i in range(0, len(windows), step)]
+        self._calls: dict[int, list[dict[str, Any]]] = {}  # rows of a batch -> what each block is called with
+        self.hidden: list[Any] = []
+        self._file: Any = None
+        self._begin(disk)
+
+    def _begin(self, disk: bool) -> None:
+        import torch
+
+        with torch.no_grad(), self.skeleton.ground() as model:
+            for ids in self.batches:
+                stands = [_stand()() for _ in self.skeleton.blocks]
+                with _standing_in(self.skeleton, stands):
+                    model(input_ids=ids, use_cache=False)
+                if any(s.seen is None for s in stands):
+                    missed = sum(s.seen is None for s in stands)
+                    raise Refused(
+                        f"{missed} of its {len(stands)} blocks are not run", where=self.skeleton.checkpoint.path
+                    )
+                self._calls.setdefault(len(ids), [s.named for s in stands])
+                self.hidden.append(stands[0].seen)
+        if disk:
+            self._to_disk()
+
+    def _to_disk(self) -> None:
+        import torch
+
+        self._file = tempfile.TemporaryFile(prefix="nett-")  # noqa: SIM115 - open as long as the walk is
+        size = sum(h.numel() for h in self.hidden)
+        self._file.truncate(4 * size)
+        mapped, at = np.memmap(self._file, np.float32, "r+", shape=(size,)), 0
+        for i, hidden in enumerate(self.hidden):
+            place = torch.from_numpy(mapped[at : at + hidden.numel()]).reshape(hidden.shape)
+            self.hidden[i] = place.copy_(hidden)
+            at += hidden.numel()
+
+    def run(self, module: Any, *, keep: bool = True, first: bool = False) -> None:
+        """Every batch through the block ``at`` (or the ``first`` window alone); with ``keep`` its output takes the
+        place of its input, and the walk is a block further."""
+        import torch
+
+        with torch.no_grad():
+            for i, hidden in enumerate(self.hidden):
+                if first:
+                    module(hidden[:1].to(self.skeleton.device), **self._called(hidden, 1))
+                    return
+                out = module(hidden.to(self.skeleton.device), **self._called(hidden, len(hidden)))
+                out = out[0] if isinstance(out, tuple) else out
+                if keep and self._file is None:
+                    self.hidden[i] = out
+                elif keep:
+                    self.hidden[i].copy_(out)
+        self.at += keep
+
+    def _called(self, hidden: Any, rows: int) -> dict[str, Any]:
+        """What the block is called with, cut to the first ``rows`` windows of a batch."""
+        import torch
+
+        count, named = len(hidden), self._calls[len(hidden)][self.at]
+        if rows == count:
+            return named
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(cut(v) for v in value)
+            return value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == count else value
+
+        return {name: cut(value) for name, value in named.items()}
+
+    def through(self, change: Callable[[int, Any], None] = lambda number, module: None) -> Walk:
+        """Through all blocks that are left, each changed by ``change(number, module)`` before."""
+        for number in range(self.at, len(self.skeleton)):
+            with self.skeleton.block(number) as module:
+                change(number, module)
+                self.run(module)
+        return self
+
+    def logits(self) -> Iterator[tuple[Any, Any]]:
+        """(token ids, logits float32 ``[batch, length, vocabulary]``) of each batch, once all blocks are behind."""
+        import torch
+
+        with torch.no_grad(), self.skeleton.ground() as model:
+            for ids, hidden in zip(self.batches, self.hidden, strict=True):
+                stands = [_stand()() for _ in self.skeleton.blocks]
+                stands[-1].gives = hidden.to(self.skeleton.device)
+                with _standing_in(self.skeleton, stands):
+                    yield ids, model(input_ids=ids, use_cache=False).logits.float()
+
+
+@cache
+def _stand() -> Any:
+    import torch
+
+    class Stand(torch.nn.Module):
+        """In a block's place: notes what it is called with, and passes on what comes in, or what it is told to give."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: Any = None
+            self.named: dict[str, Any] = {}
+            self.gives: Any = None
+
+        def forward(self, hidden_states: Any, **named: Any) -> Any:
+            self.seen, self.named = hidden_states, named
+            return hidden_states if self.gives is None else self.gives
+
+    return Stand
+
+
+class _standing_in:
+    """The model with other modules in its blocks' places, for a while."""
+
+    def __init__(self, skeleton: Skeleton, stands: Sequence[Any]) -> None:
+        self.skeleton, self.stands = skeleton, stands
+
+    def __enter__(self) -> None:
+        self.real = list(self.skeleton.blocks)
+        for i, stand in enumerate(self.stands):
+            _lend(self.real[i], stand)
+            self.skeleton.blocks[i] = stand
+
+    def __exit__(self, *_: object) -> None:
+        for i, module in enumerate(self.real):
+            self.skeleton.blocks[i] = module
+
+
+def _lend(block: Any, stand: Any) -> None:
+    """What models ask their blocks for by name (``attention_type``): the plain attributes of a block."""
+    for name, value in vars(block).items():
+        if not name.startswith("_") and name != "training":
+            setattr(stand, name, value) if isinstance(value, str | int | bool | float) else None

@@ -1,0 +1,49 @@
+"""Moments of what goes into a layer, gathered batch by batch: what calibrated methods know of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, final
+
+from nett.core.errors import NettError
+
+NAMES = ("gram", "squares", "means", "magnitudes", "largest")
+
+
+@final
+class Moments:
+    """Over the rows x of width ``columns``: ``gram`` mean of x x^T ``[columns, columns]``, ``squares`` mean of x^2,
+    ``means``, ``magnitudes`` mean of \\|x\\|, ``largest`` of \\|x\\| (each ``[columns]``); float32 sums of at most 4,096
+    rows each, added up in float64 but for the Gram matrix."""
+
+    def __init__(self, columns: int, wanted: Collection[str], device: Any = "cpu") -> None:
+        import torch
+
+        self.rows, self.wanted = 0, frozenset(wanted)
+        self._gram = torch.zeros(columns, columns, device=device) if "gram" in self.wanted else None
+        self._sums: dict[str, Any] = {
+            n: torch.zeros(columns, dtype=torch.float64, device=device)
+            for n in ("squares", "means", "magnitudes")
+            if n in self.wanted
+        }
+        self._largest = torch.zeros(columns, device=device)
+
+    def add(self, inputs: Any) -> None:
+        """Rows ``[…, columns]``, float32."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        self.rows += len(rows)
+        if self._gram is not None:
+            self._gram.addmm_(rows.T, rows)
+        for name, total in self._sums.items():
+            part = rows.square() if name == "squares" else rows.abs() if name == "magnitudes" else rows
+            total += part.sum(0)
+        if "largest" in self.wanted:
+            self._largest = self._largest.maximum(rows.abs().amax(0))
+
+    def __getitem__(self, name: str) -> Any:
+        """A moment by its name, float32; NettError where no row was seen."""
+        if not self.rows:
+            raise NettError("no input was seen: the layer is not run on the calibration text")
+        if name == "gram" and self._gram is not None:
+            return self._gram / self.rows
+        return self._largest.clone() if name == "largest" else (self._sums[name] / self.rows).float()

@@ -1,0 +1,118 @@
+"""What a change cost a language model: two models on the same held-out windows, token by token, with intervals.
+
+Both are run block by block, so that memory is that of one block, the embeddings and the windows' hidden states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import numpy as np
+
+from nett.core.blocks import Skeleton, Walk
+from nett.core.dtypes import Array
+from nett.core.windows import Windows
+
+_ROWS = 256  # positions whose logits are compared at a time
+# Two-sided 95 % points of Student's t by degrees of freedom; beyond them the normal's.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+      2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over windows with its 95 % interval (Student's t over windows; NaN where there is one window only)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(values: Array) -> Estimate:
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = (_T[count - 2] if count - 2 < len(_T) else 1.96) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half)
+
+
+@final
+@dataclass(frozen=True)
+class Quality:
+    """Window by window: mean negative log likelihood of the original and of the result [nats a token], mean
+    KL(original || result) [nats], share of tokens whose most likely successor changed."""
+
+    original: Array
+    result: Array
+    kl: Array
+    flips: Array
+    windows: Windows
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(80.0, float(np.mean(self.result))))
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures with intervals, for receipts. ``change``: of the mean log likelihood, paired."""
+        return {
+            **self.windows.as_json(),
+            "perplexity_original": math.exp(min(80.0, float(np.mean(self.original)))),
+            "perplexity": self.perplexity,
+            "change": asdict(estimate(self.result - self.original)),
+            "kl": asdict(estimate(self.kl)),
+            "flips": asdict(estimate(self.flips)),
+        }
+
+
+def compare(original: Skeleton, result: Skeleton, windows: Windows) -> Quality:
+    """Both models on the windows. Raises Refused where they are no models of one vocabulary."""
+    import torch
+
+    ids = torch.from_numpy(windows.ids)
+    before, after = Walk(original, ids).through(), Walk(result, ids).through()
+    return compared(before, after, windows)
+
+
+def compared(before: Walk, after: Walk, windows: Windows) -> Quality:
+    """Of two walks that have all blocks behind them."""
+    rows: list[Array] = []
+    for (ids, mine), (_, theirs) in zip(before.logits(), after.logits(), strict=True):
+        for window in range(len(ids)):
+            rows.append(_window(ids[window], mine[window], theirs[window]))
+    table = np.array(rows)
+    return Quality(table[:, 0], table[:, 1], table[:, 2], table[:, 3], windows)
+
+
+def likelihoods(walk: Walk) -> Array:
+    """Mean negative log likelihood of each window, for a walk that has all blocks behind it."""
+    import torch
+
+    found: list[float] = []
+    for ids, logits in walk.logits():
+        for window in range(len(ids)):
+            said = torch.log_softmax(logits[window, :-1], -1).gather(-1, ids[window, 1:, None])
+            found.append(-float(said.double().mean()))
+    return np.array(found)
+
+
+def _window(ids: Any, mine: Any, theirs: Any) -> Array:
+    """[nll, nll, KL, flips] of one window: means over its positions, but for the last, whose successor is unknown."""
+    total = np.zeros(4)
+    for part in _parts(len(ids) - 1):
+        a, b = mine[part].log_softmax(-1), theirs[part].log_softmax(-1)
+        following = ids[1:][part, None]
+        total += [
+            -float(a.gather(-1, following).double().sum()),
+            -float(b.gather(-1, following).double().sum()),
+            float((a.exp() * (a - b)).sum(-1).double().sum()),
+            float((a.argmax(-1) != b.argmax(-1)).sum()),
+        ]
+    return total / (len(ids) - 1)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(i, min(count, i + _ROWS)) for i in range(0, count, _ROWS))

@@ -1,0 +1,159 @@
+"""A run of a linear kernel, from the plan to the receipt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nett
+from nett.core import receipt as receipts
+from nett.core.blocks import Skeleton
+from nett.core.checkpoint.writer import byte_size
+from nett.core.dtypes import Dtype
+from nett.core.errors import Refused
+from nett.core.registry import Card
+from nett.core.staging import check_target, file_state, staged, work_key
+from nett.weights import layerwise
+from nett.weights.formats import format_named
+from nett.weights.job import figures, plan_job
+from nett.weights.outcome import finish, side_files_of
+from nett.weights.parts import FOLDER, joined, write_part
+from nett.weights.text import read_text
+
+
+def run_linear(
+    card: Card,
+    models: Sequence[Skeleton],
+    parameters: Mapping[str, Any],
+    *,
+    out: Path,
+    calibration: Path | None,
+    samples: int,
+    length: int,
+    eval: Path | None,
+    format: str,
+    skip: Sequence[str],
+    per_layer: Path | None,
+    dtype: Dtype | None,
+    disk: bool,
+    shard_size: str,
+    overwrite: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """See :func:`nett.weights.engine.run`."""
+    import torch
+
+    skeleton, fmt = models[0], format_named(format)
+    job = plan_job(card, skeleton, parameters, skip=skip, per_layer=per_layer)
+    text = read_text(
+        skeleton,
+        calibration=calibration,
+        eval=eval,
+        samples=samples,
+        length=length,
+        needed=job.calibrated,
+        where=card.key,
+    )
+    tokens, judged = (w.tokens if w is not None else 0 for w in (text.calibration, text.judging))
+    plan = figures(job, skeleton, tokens, judged, disk=disk)
+    inputs = [f for m in models for f in m.checkpoint.files]
+    check_target(
+        out,
+        2 * plan["bytes_written"],
+        overwrite=overwrite,
+        inputs=[*(m.checkpoint.path for m in models), *inputs],
+    )
+    _check_memory(plan["peak_memory_bytes"], skeleton)
+    notes = [*job.notes, *text.notes]
+    if dry_run:
+        return {
+            "plan": plan,
+            "files": [{"path": "model.safetensors", "at_most_bytes": plan["bytes_written"]}],
+            "notes": notes,
+        }
+    began = time.monotonic()
+    key = work_key(
+        {
+            "nett": nett.__version__,
+            "method": card.key,
+            "parameters": [[t.linear.module, dict(t.parameters)] for block in job.blocks for t in block],
+            "format": fmt.name,
+            "dtype": str(dtype),
+            "shard_size": shard_size,
+            "texts": [w.as_json() for w in (text.calibration, text.judging) if w is not None],
+            "inputs": [file_state(f) for f in inputs],
+        }
+    )
+    with staged(out, key) as staging:
+        hashes = receipts.InputHashes(inputs)
+        kind = getattr(torch, dtype.alias) if dtype is not None else None
+        windows = torch.from_numpy(text.calibration.ids) if text.calibration is not None else None
+        done = layerwise.work(
+            job,
+            skeleton,
+            fmt,
+            staging,
+            windows=windows,
+            compressed=models[1] if len(models) > 1 else None,
+            dtype=kind,
+            disk=disk,
+        )
+        ground = staging.path / FOLDER / "ground.safetensors"
+        write_part(ground, layerwise.outside(skeleton, kind))
+        blocks = [staging.path / FOLDER / f"block-{i:05d}.safetensors" for i in range(len(skeleton))]
+        outputs = joined([ground, *blocks], staging, byte_size(shard_size))
+        kept = [*(layer for layer, _ in job.kept), *done.unseen]
+        change = lambda config: fmt.config(config, done.layers, kept)  # noqa: E731
+        outputs += side_files_of(skeleton.checkpoint, staging, dtype, change)
+        if done.unseen:
+            notes.append(f"{len(done.unseen)} layers were not run on the calibration text and stay as they are")
+        if job.kept:
+            notes.append(f"{len(job.kept)} linear layers stay as they are (--skip)")
+        size = sum(r["bits"] * r_size for r, r_size in _sized(done))
+        found = {
+            "layers": len(done.records),
+            "weights": job.weights,
+            "bits_a_weight": round(size / max(1, job.weights), 4),
+            "error": max((r["error"] for r in done.records), default=0.0),
+        }
+        rows = [{"name": r["layer"], **{k: v for k, v in r.items() if k != "layer"}} for r in done.records]
+        return finish(
+            card,
+            models,
+            dict(job.parameters),
+            staging,
+            outputs,
+            hashes,
+            began=began,
+            judging=text.judging,
+            calibration=text.calibration,
+            figures=found,
+            notes=[*notes, *fmt.notes(done.layers)],
+            tensors=rows,
+        )
+
+
+def _sized(done: layerwise.Done) -> list[tuple[dict[str, Any], int]]:
+    return [(r, w.linear.rows * w.linear.columns) for r, w in zip(done.records, done.layers, strict=True)]
+
+
+def _check_memory(needed: int, skeleton: Skeleton) -> None:
+    """Refuse what would be killed at the end: less free memory than the plan needs."""
+    if skeleton.device.type != "cpu":
+        return
+    import os
+
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    if needed > free:
+        raise Refused(
+            f"needs about {needed:,} bytes of memory, and {free:,} are free",
+            where=skeleton.checkpoint.path,
+            hint="Fewer --samples, a smaller --length, or --disk, which keeps the text's hidden states in a file.",
+        )
