@@ -37,7 +37,9 @@ class _Follower(fx.Interpreter):
         self.trace = trace
 
     def run_node(self, node: fx.Node) -> Any:
-        self.trace.node = node.name
+        stack = list(node.meta.get("nn_module_stack") or {})  # names of the modules whose code this is
+        inside = stack[-1] if stack and node.op != "call_module" else ""
+        self.trace.node = str(node.target) if node.op == "call_module" else f"{inside}.{node.name}".lstrip(".")
         return super().run_node(node)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:

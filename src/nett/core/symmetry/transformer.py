@@ -62,7 +62,7 @@ def of_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     Not proved yet: see :func:`nett.core.symmetry.shrunken.prove_config`.
     """
     kind = str(config.get("model_type", "no model_type"))
-    layout = _layout(kind, shapes)
+    layout = layout_of(kind, shapes)
     heads = heads_of(config, layout)
     headless, why = _headless(config, shapes)
     lies: dict[tuple[str, str], list[_Lies]] = defaultdict(list)
@@ -111,7 +111,7 @@ def heads_of(config: Mapping[str, Any], layout: Layout) -> Heads:
     )
 
 
-def _layout(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def layout_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """The layout that knows every tensor."""
     names = [n for n in shapes if not IGNORED.search(n)]
     unknown = {one.name: [n for n in names if one.match(n) is None] for one in LAYOUTS}
