@@ -45,7 +45,7 @@ def removed(module: Any, groups: Sequence[Group], kept: Mapping[str, Array]) -> 
                 size = stored[place.tensor].shape[place.axis]
                 mask = stay.setdefault((place.tensor, place.axis), np.ones(size, bool))
                 mask[place.index[gone].reshape(-1)] = False
-    cut = {}
+    cut: dict[str, Any] = {}
     for (name, axis), mask in stay.items():
         index = torch.from_numpy(np.flatnonzero(mask)).to(stored[name].device)
         cut[name] = cut.get(name, stored[name]).index_select(axis, index)
