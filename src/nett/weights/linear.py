@@ -104,7 +104,8 @@ def run_linear(
         write_part(ground, layerwise.outside(skeleton, kind))
         blocks = [staging.path / FOLDER / f"block-{i:05d}.safetensors" for i in range(len(skeleton))]
         outputs = joined([ground, *blocks], staging, byte_size(shard_size))
-        kept = [*(layer for layer, _ in job.kept), *done.unseen]
+        worked = {w.linear.module for w in done.layers}
+        kept = [name for name in skeleton.linear_names if name not in worked]
         change = lambda config: fmt.config(config, done.layers, kept)  # noqa: E731
         outputs += side_files_of(skeleton.checkpoint, staging, dtype, change)
         if done.unseen:

@@ -68,6 +68,13 @@ class Skeleton:
                 found.append(Linear(name, f"{self.stack}.{block}.{name}", int(rows), int(columns)))
         return found
 
+    @property
+    def linear_names(self) -> list[str]:
+        """All linear layers of the model, also those outside its blocks."""
+        import torch
+
+        return [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear)]
+
     def tensor(self, name: str) -> Any:
         """A tensor of the checkpoint in its own type, on the device."""
         import torch

@@ -30,8 +30,8 @@ class Format(ABC):
     def value(self, linear: Linear, tensors: Mapping[str, Tensor], kind: Mapping[str, Any]) -> Tensor:
         """The matrix that a loader makes of the tensors, ``[out, in]``."""
 
-    def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[Linear]) -> dict[str, Any]:
-        """``config.json`` of the result; ``kept`` are the linear layers that stayed as they were."""
+    def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
+        """``config.json`` of the result; ``kept`` are the names of all linear layers that stayed as they were."""
         return config
 
     def notes(self, layers: Sequence[Written]) -> list[str]:

@@ -66,7 +66,7 @@ class CompressedTensors(Format):
             zero = torch.from_numpy(unpacked_columns(words, kind["bits"], 0, linear.rows)).to(scale.device)
         return Quantised(codes.to(scale.device), scale, zero, kind["bits"]).dense()
 
-    def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[Linear]) -> dict[str, Any]:
+    def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
         kinds: dict[tuple[Any, ...], list[str]] = {}
         for linear, kind in layers:
             if "group" in kind:
@@ -74,7 +74,7 @@ class CompressedTensors(Format):
                 kinds.setdefault(key, []).append(linear.module)
         if not kinds:
             return config
-        dense = [w.linear.module for w in layers if "group" not in w.kind] + [k.module for k in kept]
+        dense = [w.linear.module for w in layers if "group" not in w.kind] + list(kept)
         groups = {}
         for number, (key, modules) in enumerate(kinds.items()):
             targets = ["Linear"] if len(kinds) == 1 else modules
@@ -93,13 +93,14 @@ class CompressedTensors(Format):
         }
 
     def notes(self, layers: Sequence[Written]) -> list[str]:
-        odd = sorted({w.kind["bits"] for w in layers if "group" in w.kind} - {*_EVERYWHERE})
-        if not odd:
-            return []
-        bits = ", ".join(map(str, odd))
-        return [
-            f"{bits} bits a weight: transformers loads it with compressed-tensors 0.18 or newer; vLLM reads 4 and 8"
+        quantised = [w.kind for w in layers if "group" in w.kind]
+        odd = ", ".join(map(str, sorted({k["bits"] for k in quantised} - {*_EVERYWHERE})))
+        said = [f"{odd} bits a weight: transformers loads it with compressed-tensors 0.18 or newer; vLLM reads 4 and 8"]
+        zeros = [
+            "zero points: transformers loads them with compressed-tensors 0.17 (its versions 0.18 to 0.20 refuse the"
+            " shape that they themselves write); vLLM reads them"
         ]
+        return said * bool(odd) + zeros * any(not k["symmetric"] for k in quantised)
 
 
 def _group(targets: list[str], bits: int, group: int, symmetric: bool, activations: int | None) -> dict[str, Any]:
