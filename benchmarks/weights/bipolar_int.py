@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         x = torch.randn(count, size)
         numbers = torch.randint(-127, 128, (count, size), dtype=torch.int8)
         ways: dict[str, Callable[[], Any]] = {
-            NETT: lambda x=x: ours(x),
-            FLOAT: lambda x=x: torch.nn.functional.linear(x, weight),
-            INT8: lambda numbers=numbers: torch._int_mm(numbers, codes),
+            NETT: partial(ours, x),
+            FLOAT: partial(torch.nn.functional.linear, x, weight),
+            INT8: partial(torch._int_mm, numbers, codes),
         }
         if dynamic is not None:
-            ways[DYNAMIC] = lambda x=x: torch.ops.quantized.linear_dynamic(x, dynamic, False)
+            ways[DYNAMIC] = partial(torch.ops.quantized.linear_dynamic, x, dynamic, False)
         _check(ours, x)
         say(f"{count} inputs")
         told = in_turn({name: (times, _timed(way)) for name, way in ways.items()}, "ms", say)
