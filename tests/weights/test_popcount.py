@@ -6,6 +6,7 @@ import pytest
 
 from nett.weights import popcount
 from nett.weights.bit_planes import Layout, pack, unpack
+from nett.weights.popcount_kernels import LANES, intrinsic_for
 
 
 def odd_numbers(rng, rows, columns, bits):
@@ -61,17 +62,17 @@ def test_threads_and_the_order_of_blocks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("direct", [True, False])
 def test_both_ways_of_counting_find_the_bits_that_differ(direct):
     """``direct`` is what processors with a vector instruction for it compile; here LLVM writes it otherwise."""
-    count = popcount._intrinsic(direct)
+    count = intrinsic_for(direct)
 
     @numba.njit
     def differences(w, x, words):
-        sums = np.full(popcount.LANES, 5, np.int64)
+        sums = np.full(LANES, 5, np.int64)
         count(sums, w, words, x, 2, words - 1, 1)  # from w's second row of eight and x's third word on
         return sums
 
     rng = np.random.default_rng(5)
     words = 41
-    w = rng.integers(0, 2**64, (2, words, popcount.LANES), np.uint64)
+    w = rng.integers(0, 2**64, (2, words, LANES), np.uint64)
     x = rng.integers(0, 2**64, words + 1, np.uint64)
     expected = 5 + 2 * np.bitwise_count(w[1, : words - 1] ^ x[2:, None]).sum(axis=0, dtype=np.int64)
     assert np.array_equal(differences(w.reshape(-1), x, words), expected)
@@ -80,7 +81,7 @@ def test_both_ways_of_counting_find_the_bits_that_differ(direct):
 def test_tiles_are_rows_side_by_side():
     planes = np.arange(2 * 3 * 5, dtype=np.uint64).reshape(2, 3, 5)
     tiles = popcount.tiled(planes)
-    assert tiles.shape == (1, 3, 5, popcount.LANES)
+    assert tiles.shape == (1, 3, 5, LANES)
     assert np.array_equal(tiles[0, :, :, 1], planes[1])
     assert not tiles[0, :, :, 2:].any()
     assert np.array_equal(popcount.untiled(tiles, 2), planes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from nett.core.errors import NettError
 from nett.core.registry import Between, method
@@ -19,7 +19,7 @@ def afm(
     energy: Annotated[float, Between(0, 1)] = 0.99,
     share: Annotated[float | None, Between(0, 1, open_low=True)] = None,
     rank: Annotated[int | None, Between(1)] = None,
-    centre: bool = True,
+    centre: Literal["biased", "always", "never"] = "biased",
 ) -> Factors | Tensor:
     """Put two thin layers in place of one: the principal components of its outputs on the calibration data, and what they take from its input.
 
@@ -29,8 +29,8 @@ def afm(
         energy: the least rank whose components hold this share of the outputs' variance.
         share: numbers in the two layers as a share of those in the one, in place of energy.
         rank: components kept, in place of both.
-        centre: variance about the mean, which goes into the bias; otherwise about zero, and a layer without a bias
-            stays one.
+        centre: whose outputs vary about their mean, which goes into the bias: those of layers that have a bias, all (a
+            layer without gets one, which files of language models have no room for) or none.
     A layer comes back as it is where the two would hold no fewer numbers than the one.
     When to use: wide layers whose outputs lie in few directions, such as those of recommenders; any torch module
         (mimicked), where embeddings are cut by the same rule.
@@ -45,7 +45,8 @@ def afm(
     wide = weight.double()
     mean = wide @ means.double() + (0.0 if bias is None else bias.double())
     inputs = gram.double()
-    if centre:
+    about_mean = centre == "always" or (centre == "biased" and bias is not None)
+    if about_mean:
         inputs = inputs - torch.outer(means.double(), means.double())
     found = components(wide @ inputs @ wide.T)
     kept = rank_for(found[0], weight.shape, energy=energy, share=share, rank=rank)
@@ -53,13 +54,11 @@ def afm(
         return weight
     left = found[1][:, :kept]
     right = left.T @ wide
-    if centre:
-        rest = mean if bias is None else mean - bias.double()
-        offset = mean - left @ (left.T @ rest)
-    else:
-        offset = None if bias is None else bias.double()
     kind = weight.dtype
-    return Factors(left.to(kind), right.to(kind), None if offset is None else offset.to(kind))
+    if about_mean:
+        rest = mean if bias is None else mean - bias.double()
+        bias = (mean - left @ (left.T @ rest)).to(kind)
+    return Factors(left.to(kind), right.to(kind), bias)
 
 
 def components(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +73,7 @@ def components(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors * largest.sign()
 
 
-def rank_for(
-    values: Tensor, shape: tuple[int, ...], *, energy: float, share: float | None, rank: int | None
-) -> int:
+def rank_for(values: Tensor, shape: tuple[int, ...], *, energy: float, share: float | None, rank: int | None) -> int:
     """How many components to keep of a matrix ``[out, in]``: ``rank``, else by ``share`` of its numbers, else by ``energy``."""
     most = min(shape)
     if rank is not None:

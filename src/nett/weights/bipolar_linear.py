@@ -12,6 +12,7 @@ from nett.core.errors import UsageError
 from nett.weights import popcount
 from nett.weights.bipolar_int import nearest, scales
 from nett.weights.bit_planes import Layout, check_bits, largest, pack, unpack
+from nett.weights.popcount_kernels import LANES
 
 Rule = Literal["normal", "largest"]
 # Half the step of the best uniform quantiser of 2^n levels for normally distributed values of variance 1
@@ -47,8 +48,8 @@ class BipolarLinear(torch.nn.Module):
         check_bits(activations)
         self.in_features, self.out_features, self.rule = in_features, out_features, rule
         self.bits, self.activations, self.layout = bits, activations, Layout.of(in_features, group)
-        tiles = -(-out_features // popcount.LANES)
-        shape = (tiles, bits, self.layout.words, popcount.LANES)
+        tiles = -(-out_features // LANES)
+        shape = (tiles, bits, self.layout.words, LANES)
         self.register_buffer("planes", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("scale", torch.ones(out_features, self.layout.groups))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from nett.weights.bit_planes import Layout, largest
-from nett.weights.popcount import LANES
+from nett.weights.popcount_kernels import LANES
 
 if TYPE_CHECKING:
     Constant = Any
