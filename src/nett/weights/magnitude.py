@@ -26,5 +26,6 @@ def magnitude(
     When to use: as the baseline of every other pruning.
     When not: language models beyond a few tenths: wanda or sparsegpt. A file with zeros in it is not smaller: no loader
         reads sparse files any more.
+    Source: Han et al. 2015, arXiv:1506.02626, section 3.
     """
     return weight * kept(weight.float().abs(), sparsity, pattern, scope)

@@ -29,6 +29,8 @@ def rtn(
         search: of 29 ranges for each group take the one with the least squared error, not the whole range.
     When to use: 8 bits, or 4 bits where there is no text to calibrate with.
     When not: below 4 bits, or where some text is at hand: gptq.
+    Source: the definition of compressed-tensors and its minmax observer; the ranges are searched as in Frantar et al.
+        2022, arXiv:2210.17323 (their code's mse option).
     """
     width = group_for(weight.shape[1], group)
     scale, zero = scales(weight, width, bits, symmetric=symmetric, search=search)
