@@ -24,7 +24,7 @@ from nett.core.errors import UsageError
 from nett.lake.place import is_local
 from nett.lake.table import File
 
-VERSION = 1  # raised when canonical values, descriptions or keys change
+VERSION = 2  # raised when canonical values, descriptions or keys change
 SETTLED = 2_000_000_000  # nanoseconds
 _BATCH = 512
 

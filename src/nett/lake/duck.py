@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import numpy as np
 
-from nett.lake.comparing import How, form_of, how_compared
+from nett.core.checkpoint.writer import byte_size
+from nett.lake.alike import alike
+from nett.lake.comparing import how_compared
 from nett.lake.database import open_database
+from nett.lake.duck_joins import copies_missing, distinct_missing, equal_rows, rows_missing
+from nett.lake.duck_words import INTEGER, TOO_LONG, WORD, class_of, compared, numbered
 from nett.lake.formats import Unreadable, ailing, module_of, place_of
-from nett.lake.formats.text_kinds import LONG, NUMBER
 from nett.lake.place import serve
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
-from nett.lake.table import Column, Profile, Span, Table
+from nett.lake.sampled import smallest
+from nett.lake.table import Profile, Span, Table
 
-MOST = 10**18 - 1  # whole numbers up to this are compared as integers
-WORD, FRACTION, INTEGER, TOO_LONG = range(4)  # what a value of a text file is; patterns, which are slow, come last
+ROOM = 1 / 4  # of the memory, that is taken by a parent that several joins read
+WIDTH = 16  # bytes of a value in memory, about
 
 
 @final
@@ -36,6 +40,7 @@ class Duck:
         self.lanes = threads or min(8, os.cpu_count() or 1)
         self._lock, self._local = threading.Lock(), threading.local()
         self._text = text
+        self._room = ROOM * byte_size(str(self._one("SELECT current_setting('memory_limit')")[0]))
         self._staged: dict[Table, str] = {}
         self._numbered = 0
         self.bytes_read = 0
@@ -64,7 +69,7 @@ class Duck:
         number = f"FILTER (c > {WORD})"
         found = self._here.execute(
             f"SELECT i, count(*), count(v), min(c), max(c), min(d) {number}, max(d) {number}"
-            f" FROM (SELECT i, v, {_class('v')} AS c, TRY_CAST(v AS DOUBLE) AS d FROM ({long})) GROUP BY i"
+            f" FROM (SELECT i, v, {class_of('v')} AS c, TRY_CAST(v AS DOUBLE) AS d FROM ({long})) GROUP BY i"
         ).fetchall()
         rows, kinds, spans = 0, {}, {c.name: Span(nulls=0) for c in table.columns}
         for i, rows, there, least, most, low, high in found:
@@ -74,45 +79,65 @@ class Duck:
                 kinds[name] = "integer" if least == INTEGER else "float"
         return Profile(rows, kinds, spans)
 
-    def sample(self, table: Table, key: Key, count: int) -> Hashes:
-        hashed = self._hashed(table, key)
-        return self._hashes(f"SELECT DISTINCT h FROM ({hashed}) ORDER BY h LIMIT {int(count)}", table)
+    def sample(self, table: Table, keys: Sequence[Key], count: int) -> list[Hashes]:
+        def below(some: Sequence[Key], most: int | None) -> list[Hashes]:
+            if most is None and len(some) == 1:  # the database keeps the smallest only
+                hashed = self._hashed(table, some)
+                return self._apart(
+                    f"SELECT DISTINCT 0 AS i, h0 AS h FROM ({hashed}) ORDER BY h LIMIT {int(count)}", 1, table
+                )
+            bounds = None if most is None else [most] * len(some)
+            return self._apart(f"SELECT DISTINCT i, h FROM ({self._long(table, some, bounds)})", len(some), table)
 
-    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
-        if not wanted.size:
-            return wanted
+        return smallest(keys, count, table.rows, below)
+
+    def present(self, table: Table, wanted: Mapping[Key, Hashes]) -> dict[Key, Hashes]:
         import pyarrow as pa
 
-        here = self._here
-        here.register("wanted", pa.table({"h": pa.array(wanted)}))
-        hashed = self._hashed(table, key)
-        most = int(wanted.max())
-        found = self._hashes(
-            f"SELECT DISTINCT h FROM ({hashed}) WHERE h <= {most} AND h IN (SELECT h FROM wanted) ORDER BY h", table
-        )
+        keys = [key for key, hashes in wanted.items() if hashes.size]
+        found = {key: hashes[:0] for key, hashes in wanted.items()}
+        if not keys:
+            return found
+        numbers = np.repeat(np.arange(len(keys), dtype=np.int32), [wanted[k].size for k in keys])
+        here, sought = self._here, np.concatenate([wanted[k] for k in keys])
+        here.register("wanted", pa.table({"i": numbers, "h": sought}))
+        long = self._long(table, keys, [int(wanted[k].max()) for k in keys])
+        told = self._apart(f"SELECT DISTINCT i, h FROM ({long}) SEMI JOIN wanted USING (i, h)", len(keys), table)
         here.unregister("wanted")
-        return found
+        return found | dict(zip(keys, told, strict=True))
 
-    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
-        mine, its, same = self._side_by_side(child, parent)
-        with _told(child, parent):
-            lacking = self._one(f"SELECT count(*) FROM ({mine}) c ANTI JOIN ({its}) p ON {same}")[0]
-            if semantics == "set" and (not count or not lacking):
-                return Containment(int(child.rows or lacking), lacking)
-            if semantics == "set":
-                mine = mine.replace("SELECT", "SELECT DISTINCT", 1)
-                lacking = self._one(f"SELECT count(*) FROM ({mine}) c ANTI JOIN ({its}) p ON {same}")[0]
-                return Containment(self._one(f"SELECT count(*) FROM ({mine})")[0], lacking)
-            if lacking and not count:
-                return Containment(int(child.rows or lacking), lacking)
-            rows, lacking = self._one(
-                f"WITH c AS (SELECT *, count(*) AS n FROM ({mine}) GROUP BY ALL),"
-                f" p AS (SELECT *, count(*) AS n FROM ({its}) c SEMI JOIN c AS d ON {same.replace('p.', 'd.')}"
-                " GROUP BY ALL)"
-                f" SELECT coalesce(sum(c.n), 0), coalesce(sum(greatest(c.n - coalesce(p.n, 0), 0)), 0)"
-                f" FROM c LEFT JOIN p ON {same}"
-            )
-            return Containment(int(rows), int(lacking))
+    def missing(
+        self, children: Sequence[Table], parent: Table, semantics: Semantics, *, count: bool = False
+    ) -> list[Containment]:
+        found: dict[Table, Containment] = {}
+        groups = alike(children, parent, text=self._text)
+        with self._at_hand(parent, list(groups)) as selected:
+            for key, some in groups.items():
+                with _told(*some, parent):
+                    found |= zip(some, self._missing(key, some, selected(key), semantics, count=count), strict=True)
+        return [found[child] for child in children]
+
+    def _missing(
+        self, key: Key, children: Sequence[Table], its: str, semantics: Semantics, *, count: bool
+    ) -> list[Containment]:
+        """Of children that are compared in one way, by one join; their exact numbers, where they are asked for, by
+        another."""
+        mine = [f"SELECT {i} AS i, {self._selected(c, key)}" for i, c in enumerate(children)]
+
+        def ask(sql: str) -> dict[int, list[int]]:
+            return {i: list(map(int, told)) for i, *told in self._here.execute(sql).fetchall()}
+
+        lacking = ask(rows_missing(mine, its, len(key)))
+        found = {i: Containment(int(c.rows or 0), *lacking.get(i, [0])) for i, c in enumerate(children)}
+        inexact = [
+            i for i, told in found.items() if (semantics == "bag" and not told.missing) or (count and told.missing)
+        ]
+        if inexact:
+            exact = distinct_missing if semantics == "set" else copies_missing
+            found |= {
+                i: Containment(*told) for i, told in ask(exact([mine[i] for i in inexact], its, len(key))).items()
+            }
+        return [found[i] for i in range(len(children))]
 
     def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
         mine, its, same = self._side_by_side(child, parent)
@@ -130,23 +155,54 @@ class Duck:
 
     def _side_by_side(self, child: Table, parent: Table) -> tuple[str, str, str]:
         """(rows of the child as c, those of the parent as p, where they are equal), columns named k0, k1, …"""
-        inner, outer = [], []
-        for column in child.columns:
-            how = how_compared(column, parent.column(column.name), text=self._text)
-            inner.append(_compared(column, how))
-            outer.append(_compared(parent.column(column.name), how))
-        mine = f"SELECT {_numbered(inner)} FROM {self._source(child, child.schema)}"
-        its = f"SELECT {_numbered(outer)} FROM {self._source(parent, child.schema)}"
-        return mine, its, " AND ".join(f"c.k{i} IS NOT DISTINCT FROM p.k{i}" for i in range(len(inner)))
+        key = tuple((c.name, how_compared(c, parent.column(c.name), text=self._text)) for c in child.columns)
+        return f"SELECT {self._selected(child, key)}", f"SELECT {self._selected(parent, key)}", equal_rows(len(key))
 
-    def _hashed(self, table: Table, key: Key) -> str:
-        values, columns = [_compared(table.column(name), how) for name, how in key], [name for name, _ in key]
-        return f"SELECT hash({', '.join(values)}) AS h FROM {self._source(table, frozenset(columns))}"
+    def _selected(self, table: Table, key: Key) -> str:
+        """What stands after SELECT for the canonical values of a key's columns: k0, k1, …"""
+        values = numbered([compared(table.column(name), how) for name, how in key])
+        return f"{values} FROM {self._source(table, frozenset(name for name, _ in key))}"
 
-    def _hashes(self, sql: str, table: Table) -> Hashes:
+    @contextmanager
+    def _at_hand(self, parent: Table, keys: Sequence[Key]) -> Iterator[Callable[[Key], str]]:
+        """A parent's rows in the columns of each key. Where there are several, and memory for it, its values are held
+        while this lasts, decoded and canonical."""
+        columns = list(dict.fromkeys(column for key in keys for column in key))
+        if len(keys) < 2 or (parent.rows or self._room) * len(columns) * WIDTH > self._room:
+            yield lambda key: f"SELECT {self._selected(parent, key)}"
+            return
+        name = self._fresh("held")
+        with _told(parent):
+            self._here.execute(f"CREATE TEMP TABLE {name} AS SELECT {self._selected(parent, tuple(columns))}")
+        at = {column: f"k{i}" for i, column in enumerate(columns)}
+        try:
+            yield lambda key: f"SELECT {numbered([at[column] for column in key])} FROM {name}"
+        finally:
+            self._here.execute(f"DROP TABLE {name}")
+
+    def _long(self, table: Table, keys: Sequence[Key], bounds: Sequence[int] | None) -> str:
+        """Hashes of all rows by the number of their key: i, h; with ``bounds`` only up to each key's own."""
+        hashed, some = self._hashed(table, keys), range(len(keys))
+        if bounds is None:
+            pairs = [f"h{i}" for i in some]
+            return f"SELECT unnest([{', '.join(pairs)}]) AS h, unnest({list(some)}) AS i FROM ({hashed})"
+        there = [f"h{i} <= {most}" for i, most in enumerate(bounds)]
+        pairs = [f"CASE WHEN {there[i]} THEN h{i} END" for i in some]
+        long = f"SELECT unnest([{', '.join(pairs)}]) AS h, unnest({list(some)}) AS i FROM ({hashed}) WHERE {' OR '.join(there)}"
+        return f"SELECT i, h FROM ({long}) WHERE h IS NOT NULL"
+
+    def _hashed(self, table: Table, keys: Sequence[Key]) -> str:
+        """The hash of each row in the columns of each key: h0, h1, …"""
+        hashes = [f"hash({', '.join(compared(table.column(name), how) for name, how in key)})" for key in keys]
+        columns = frozenset(name for key in keys for name, _ in key)
+        return f"SELECT {numbered(hashes, 'h')} FROM {self._source(table, columns)}"
+
+    def _apart(self, sql: str, count: int, table: Table) -> list[Hashes]:
+        """The hashes h of each number i, sorted."""
         with _told(table):
-            found: Hashes = self._here.execute(sql).fetchnumpy()["h"].astype(np.uint64, copy=False)
-            return found
+            found = self._here.execute(sql).fetchnumpy()
+        numbers, hashes = np.asarray(found["i"]), np.asarray(found["h"]).astype(np.uint64, copy=False)
+        return [np.sort(hashes[numbers == i]) for i in range(count)]
 
     def _one(self, sql: str) -> Any:
         return self._here.execute(sql).fetchall()[0]  # to its end: what is registered beside an open result is lost
@@ -208,37 +264,3 @@ def _told(*tables: Table) -> Iterator[None]:
         reason = str(error).splitlines()[0][:200]
         word = ailing(error, getattr(module_of(tables[0].format), "BROKEN", "unreadable"))
         raise Unreadable(f"{' or '.join(t.name for t in tables)}: {reason}", word) from error
-
-
-def _class(value: str) -> str:
-    """WORD, FRACTION, INTEGER or TOO_LONG of a value that stands as text; NULL of NULL."""
-    whole = f"TRY_CAST({value} AS BIGINT)"
-    return (
-        f"CASE WHEN {value} = CAST({whole} AS VARCHAR)"
-        f" THEN CASE WHEN {whole} BETWEEN {-MOST} AND {MOST} THEN {INTEGER} ELSE {TOO_LONG} END"
-        f" WHEN regexp_full_match({value}, '{NUMBER}') THEN"
-        f" CASE WHEN {value} = '-0' THEN {INTEGER} WHEN regexp_full_match({value}, '{LONG}') THEN {TOO_LONG}"
-        f" ELSE {FRACTION} END WHEN {value} IS NOT NULL THEN {WORD} END"
-    )
-
-
-def _compared(column: Column, how: How) -> str:
-    """The canonical value of a column (:mod:`nett.lake.comparing`) as an expression."""
-    value, form = place_of(column), form_of(column, how)
-    if form == "as it is":
-        return value
-    return _text(value, column.kind) if form == "text" else f"CAST({value} AS {form.upper()})"
-
-
-def _text(value: str, kind: str) -> str:
-    if kind == "decimal":
-        shown = f"CAST({value} AS VARCHAR)"
-        return f"CASE WHEN contains({shown}, '.') THEN rtrim(rtrim({shown}, '0'), '.') ELSE {shown} END"
-    if kind == "float":
-        whole = f"isfinite({value}) AND {value} = trunc({value}) AND abs({value}) < 1e16"
-        return f"CASE WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR) ELSE CAST({value} AS VARCHAR) END"
-    return value if kind == "text" else f"CAST({value} AS VARCHAR)"
-
-
-def _numbered(expressions: Sequence[str]) -> str:
-    return ", ".join(f"{e} AS k{i}" for i, e in enumerate(expressions))

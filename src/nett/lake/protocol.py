@@ -10,6 +10,7 @@ nothing; what was deleted comes back with the same rows and types.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
@@ -61,15 +62,18 @@ class Engine(Protocol):
     def profile(self, table: Table) -> Profile:
         """Rows, the kinds of columns of text files, and the span of each column, from the values themselves."""
 
-    def sample(self, table: Table, key: Key, count: int) -> Hashes:
-        """The ``count`` smallest hashes of the distinct rows in these columns, sorted: a uniform sample of them."""
+    def sample(self, table: Table, keys: Sequence[Key], count: int) -> list[Hashes]:
+        """For each key the ``count`` smallest hashes of the distinct rows in its columns, sorted: a uniform sample of
+        them. The table is read once, but where many of its rows are equal."""
 
-    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
-        """Those of ``wanted`` that a row of the table has, sorted."""
+    def present(self, table: Table, wanted: Mapping[Key, Hashes]) -> dict[Key, Hashes]:
+        """For each key those of the hashes wanted that a row of the table has, sorted. The table is read once."""
 
-    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
-        """Exact: how many of the child's rows the parent lacks. Without ``count``, under ``set``, rows are counted as
-        they stand: zero missing means the same, any other number does not."""
+    def missing(
+        self, children: Sequence[Table], parent: Table, semantics: Semantics, *, count: bool = False
+    ) -> list[Containment]:
+        """Exact: how many of each child's rows the parent lacks. Without ``count`` zero missing means so, and of any
+        other number only that it is not zero. The parent is read as seldom as memory allows."""
 
     def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
         """Some of the rows that the parent lacks, ``most`` at most, the same each time: canonical values of the child's

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, final
 
@@ -70,50 +70,62 @@ class Remembering:
             self._cache.put(json.dumps(told).encode(), "profile", key, "", self._how, columns)
         return profile
 
-    def sample(self, table: Table, key: Key, count: int) -> Hashes:
+    def sample(self, table: Table, keys: Sequence[Key], count: int) -> list[Hashes]:
         about = self._about(table)
         if about is None:
-            return self._engine.sample(table, key, count)
-        asked = ("sample", about, "", self._how, *_of_key(table, key))
-        if (found := self._cache.get(*asked)) is not None:
-            most, hashes = int.from_bytes(found[:8], "little"), np.frombuffer(found[8:], np.uint64)
-            if hashes.size < most or count <= most:
-                return hashes[:count]
-        most = max(LONGER, count)
-        hashes = self._engine.sample(table, key, most)
-        self._cache.put(most.to_bytes(8, "little") + hashes.astype(np.uint64).tobytes(), *asked)
-        return hashes[:count]
+            return self._engine.sample(table, keys, count)
+        asked = {key: ("sample", about, "", self._how, *_of_key(table, key)) for key in keys}
+        known: dict[Key, Hashes] = {}
+        for key in keys:
+            if (found := self._cache.get(*asked[key])) is not None:
+                most, hashes = int.from_bytes(found[:8], "little"), np.frombuffer(found[8:], np.uint64)
+                if hashes.size < most or count <= most:
+                    known[key] = hashes
+        new, most = [key for key in keys if key not in known], max(LONGER, count)
+        for key, hashes in zip(new, self._engine.sample(table, new, most) if new else [], strict=True):
+            self._cache.put(most.to_bytes(8, "little") + hashes.astype(np.uint64).tobytes(), *asked[key])
+            known[key] = hashes
+        return [known[key][:count] for key in keys]
 
-    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
+    def present(self, table: Table, wanted: Mapping[Key, Hashes]) -> dict[Key, Hashes]:
         about = self._about(table)
         if about is None:
-            return self._engine.present(table, key, wanted)
-        asked = ("present", about, "", self._how, *_of_key(table, key))
-        before = there = np.empty(0, np.uint64)
-        if (found := self._cache.get(*asked)) is not None:
-            size = int.from_bytes(found[:8], "little")
-            both = np.frombuffer(found[8:], np.uint64)
-            before, there = both[:size], both[size:]
-        new = np.setdiff1d(wanted, before)
-        if new.size:
-            there = np.union1d(there, self._engine.present(table, key, new))
-            before = np.union1d(before, new)
-            if before.size <= MOST_ASKED:
-                told = before.size.to_bytes(8, "little") + before.tobytes() + there.tobytes()
-                self._cache.put(told, *asked)
-        return np.intersect1d(wanted, there)
+            return self._engine.present(table, wanted)
+        asked = {key: ("present", about, "", self._how, *_of_key(table, key)) for key in wanted}
+        before, there = {}, {}
+        for key in wanted:
+            found = self._cache.get(*asked[key])
+            size, both = (0, b"") if found is None else (int.from_bytes(found[:8], "little"), found[8:])
+            before[key], there[key] = np.split(np.frombuffer(both, np.uint64), [size])
+        new = {key: np.setdiff1d(hashes, before[key]) for key, hashes in wanted.items()}
+        new = {key: hashes for key, hashes in new.items() if hashes.size}
+        for key, hashes in (self._engine.present(table, new) if new else {}).items():
+            there[key], before[key] = np.union1d(there[key], hashes), np.union1d(before[key], new[key])
+            if before[key].size <= MOST_ASKED:
+                told = before[key].size.to_bytes(8, "little") + before[key].tobytes() + there[key].tobytes()
+                self._cache.put(told, *asked[key])
+        return {key: np.intersect1d(hashes, there[key]) for key, hashes in wanted.items()}
 
-    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
-        one, other = self._about(child), self._about(parent)
-        if one is None or other is None:
-            return self._engine.missing(child, parent, semantics, count=count)
-        names = [c.name for c in child.columns]
-        asked = ("missing", one, other, self._how, _columns(child), _columns(parent, names), semantics, count)
-        if (found := self._cache.get(*asked)) is not None:
-            return Containment(*json.loads(found))
-        answer = self._engine.missing(child, parent, semantics, count=count)
-        self._cache.put(json.dumps([answer.rows, answer.missing]).encode(), *asked)
-        return answer
+    def missing(
+        self, children: Sequence[Table], parent: Table, semantics: Semantics, *, count: bool = False
+    ) -> list[Containment]:
+        other, found = self._about(parent), dict[Table, Containment]()
+        asked: dict[Table, tuple[Any, ...]] = {}
+        for child in children:
+            one = self._about(child)
+            if one is None or other is None:
+                continue
+            columns = _columns(parent, [c.name for c in child.columns])
+            asked[child] = ("missing", one, other, self._how, _columns(child), columns, semantics, count)
+            if (told := self._cache.get(*asked[child])) is not None:
+                found[child] = Containment(*json.loads(told))
+        new = [child for child in children if child not in found]
+        answers = self._engine.missing(new, parent, semantics, count=count) if new else []
+        for child, answer in zip(new, answers, strict=True):
+            found[child] = answer
+            if child in asked:
+                self._cache.put(json.dumps([answer.rows, answer.missing]).encode(), *asked[child])
+        return [found[child] for child in children]
 
     def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
         one, other = self._about(child), self._about(parent)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import numpy as np
 
 from nett.core.errors import Refused, missing_extra
-from nett.lake.comparing import How, form_of, how_compared
+from nett.lake.alike import alike
+from nett.lake.comparing import how_compared
 from nett.lake.formats import Unreadable, text_kinds
 from nett.lake.formats.parts import Part
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
-from nett.lake.table import Column, Profile, Span, Table
+from nett.lake.sampled import smallest
+from nett.lake.spark_words import compared, place
+from nett.lake.table import Profile, Span, Table
 
 NUMBER, WHOLE, LONG = (rf"^({p})\z" for p in (text_kinds.NUMBER, text_kinds.WHOLE, text_kinds.LONG))
 SETTINGS = {
@@ -82,7 +85,7 @@ class Spark:
 
         asked: list[Any] = [f.count(f.lit(1))]
         for column in table.columns:
-            value = _place(column)
+            value = place(column)
             asked.append(f.count(value))
             if column.raw:
                 number = value.rlike(NUMBER)
@@ -104,35 +107,70 @@ class Spark:
                 spans[column.name] = Span(low, high, rows - there)
         return Profile(rows, kinds, spans)
 
-    def sample(self, table: Table, key: Key, count: int) -> Hashes:
-        with _told(table):
-            return _numbers(self._hashed(table, key).distinct().orderBy("h").limit(count).collect())
-
-    def present(self, table: Table, key: Key, wanted: Hashes) -> Hashes:
+    def sample(self, table: Table, keys: Sequence[Key], count: int) -> list[Hashes]:
         from pyspark.sql import functions as f
 
-        if not wanted.size:
-            return wanted
-        signed = (wanted ^ _SIGN).view(np.int64).tolist()
-        sought = self._session.createDataFrame([(h,) for h in signed], "h long")
-        with _told(table):
-            there = self._hashed(table, key).where(f.col("h") <= signed[-1])
-            return _numbers(there.join(f.broadcast(sought), "h", "left_semi").distinct().orderBy("h").collect())
+        def below(some: Sequence[Key], most: int | None) -> list[Hashes]:
+            with _told(table):
+                if most is None and len(some) == 1:
+                    return _apart(self._long(table, some).distinct().orderBy("h").limit(count).collect(), 1)
+                long = self._long(table, some)
+                bound = None if most is None else int(_signed(np.array([most], np.uint64))[0])
+                return _apart(
+                    (long if bound is None else long.where(f.col("h") <= bound)).distinct().collect(), len(some)
+                )
 
-    def missing(self, child: Table, parent: Table, semantics: Semantics, *, count: bool = False) -> Containment:
+        return smallest(keys, count, table.rows, below)
+
+    def present(self, table: Table, wanted: Mapping[Key, Hashes]) -> dict[Key, Hashes]:
         from pyspark.sql import functions as f
 
-        c, p, same = self._side_by_side(child, parent)
-        with _told(child, parent):
-            if semantics == "set":
-                rows = c.distinct() if count else c
-                lacking = rows.join(p, same, "left_anti").count()
-                return Containment(rows.count() if count else int(child.rows or lacking), lacking)
-            c = c.groupBy(*c.columns).agg(f.count(f.lit(1)).alias("n"))
-            p = p.groupBy(*p.columns).agg(f.count(f.lit(1)).alias("m"))
-            short = f.greatest(f.col("n") - f.coalesce(f.col("m"), f.lit(0)), f.lit(0))
-            total, lacking = c.join(p, same, "left").agg(f.sum("n"), f.sum(short)).first()
-            return Containment(int(total or 0), int(lacking or 0))
+        keys = [key for key, hashes in wanted.items() if hashes.size]
+        found = {key: hashes[:0] for key, hashes in wanted.items()}
+        if not keys:
+            return found
+        pairs = [(i, h) for i, key in enumerate(keys) for h in _signed(wanted[key]).tolist()]
+        sought = self._session.createDataFrame(pairs, "i int, h long")
+        with _told(table):
+            long = self._long(table, keys).where(f.col("h") <= max(h for _, h in pairs))
+            told = long.join(f.broadcast(sought), ["i", "h"], "left_semi").distinct().collect()
+        return found | dict(zip(keys, _apart(told, len(keys)), strict=True))
+
+    def missing(
+        self, children: Sequence[Table], parent: Table, semantics: Semantics, *, count: bool = False
+    ) -> list[Containment]:
+        found: dict[Table, Containment] = {}
+        for key, some in alike(children, parent, text=self._text).items():
+            with _told(*some, parent):
+                found |= zip(some, self._missing(key, some, parent, semantics, count=count), strict=True)
+        return [found[child] for child in children]
+
+    def _missing(
+        self, key: Key, children: Sequence[Table], parent: Table, semantics: Semantics, *, count: bool
+    ) -> list[Containment]:
+        """Of children that are compared in one way: one job, in which the parent's rows are moved once."""
+        from functools import reduce
+
+        from pyspark.sql import functions as f
+
+        mine = [self._selected(c, key, "c").withColumn("i", f.lit(i)) for i, c in enumerate(children)]
+        c, p, same = (
+            reduce(lambda one, other: one.unionAll(other), mine),
+            self._selected(parent, key, "k"),
+            _same(len(key)),
+        )
+        if semantics == "set":
+            rows = c.distinct() if count else c
+            lacking = {i: int(n) for i, n in rows.join(p, same, "left_anti").groupBy("i").count().collect()}
+            total = {i: int(n) for i, n in rows.groupBy("i").count().collect()} if count else {}
+            sizes = total if count else {i: int(c.rows or 0) for i, c in enumerate(children)}
+            return [Containment(sizes.get(i, 0), lacking.get(i, 0)) for i in range(len(children))]
+        c = c.groupBy(*c.columns).agg(f.count(f.lit(1)).alias("n"))
+        p = p.groupBy(*p.columns).agg(f.count(f.lit(1)).alias("m"))
+        short = f.greatest(f.col("n") - f.coalesce(f.col("m"), f.lit(0)), f.lit(0))
+        told = c.join(p, same, "left").groupBy("i").agg(f.sum("n"), f.sum(short)).collect()
+        each = {i: Containment(int(total), int(lacking)) for i, total, lacking in told}
+        return [each.get(i, Containment(0, 0)) for i in range(len(children))]
 
     def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
         from pyspark.sql import functions as f
@@ -152,34 +190,30 @@ class Spark:
 
     def _side_by_side(self, child: Table, parent: Table) -> Any:
         """(rows of the child, those of the parent, where they are equal)."""
-        from functools import reduce
-        from operator import and_
+        key = tuple((c.name, how_compared(c, parent.column(c.name), text=self._text)) for c in child.columns)
+        return self._selected(child, key, "c"), self._selected(parent, key, "k"), _same(len(key))
 
+    def _selected(self, table: Table, key: Key, letter: str) -> Any:
+        """The canonical values of a key's columns."""
+        values = [compared(table.column(name), how).alias(f"{letter}{i}") for i, (name, how) in enumerate(key)]
+        return self._source(table, frozenset(name for name, _ in key)).select(*values)
+
+    def _long(self, table: Table, keys: Sequence[Key]) -> Any:
+        """Hashes of all rows by the number of their key: i, h. Spark's hash passes over NULL, so that each value goes in
+        with whether it is one; floats lose their sign of zero."""
         from pyspark.sql import functions as f
 
-        inner, outer = [], []
-        for i, mine in enumerate(child.columns):
-            its = parent.column(mine.name)
-            how = how_compared(mine, its, text=self._text)
-            inner.append(_compared(mine, how).alias(f"c{i}"))
-            outer.append(_compared(its, how).alias(f"k{i}"))
-        c = self._source(child, child.schema).select(*inner)
-        p = self._source(parent, child.schema).select(*outer)
-        same = reduce(and_, (f.col(f"c{i}").eqNullSafe(f.col(f"k{i}")) for i in range(len(inner))))
-        return c, p, same
-
-    def _hashed(self, table: Table, key: Key) -> Any:
-        """Spark's hash passes over NULL, so that each value goes in with whether it is one; floats lose their sign of
-        zero."""
-        from pyspark.sql import functions as f
-
-        values = []
-        for name, how in key:
-            column = table.column(name)
-            value = _compared(column, how)
-            is_float = how == "float" or (how == "value" and column.kind == "float")
-            values += [value + f.lit(0.0) if is_float else value, value.isNull()]
-        return self._source(table, frozenset(name for name, _ in key)).select(f.xxhash64(*values).alias("h"))
+        hashes = []
+        for number, key in enumerate(keys):
+            values = []
+            for name, how in key:
+                column = table.column(name)
+                value = compared(column, how)
+                is_float = how == "float" or (how == "value" and column.kind == "float")
+                values += [value + f.lit(0.0) if is_float else value, value.isNull()]
+            hashes.append(f.struct(f.lit(number).alias("i"), f.xxhash64(*values).alias("h")))
+        rows = self._source(table, frozenset(name for key in keys for name, _ in key))
+        return rows.select(f.inline(f.array(*hashes)))
 
     def _source(self, table: Table, columns: frozenset[str]) -> Any:
         with self._lock:
@@ -243,9 +277,25 @@ def _hadoop(path: str) -> str:
 _JAVA = "Spark needs Java 17 or newer, and JAVA_HOME or java on the PATH."
 
 
-def _numbers(rows: Sequence[Any]) -> Hashes:
-    """Signed hashes, sorted, as unsigned ones in the same order."""
-    return np.array([r[0] for r in rows], np.int64).view(np.uint64) ^ _SIGN
+def _apart(rows: Sequence[Any], count: int) -> list[Hashes]:
+    """Signed hashes by number, as unsigned ones in the same order, sorted."""
+    numbers, hashes = np.array([r["i"] for r in rows], np.int64), np.array([r["h"] for r in rows], np.int64)
+    return [np.sort(hashes[numbers == i].view(np.uint64) ^ _SIGN) for i in range(count)]
+
+
+def _signed(hashes: Hashes) -> Any:
+    """The inverse for hashes."""
+    return (hashes ^ _SIGN).view(np.int64)
+
+
+def _same(count: int) -> Any:
+    """Where a row c0, c1, … and a row k0, k1, … are equal."""
+    from functools import reduce
+    from operator import and_
+
+    from pyspark.sql import functions as f
+
+    return reduce(and_, (f.col(f"c{i}").eqNullSafe(f.col(f"k{i}")) for i in range(count)))
 
 
 def _jvm(memory: str) -> str:
@@ -276,47 +326,3 @@ def _short(error: Exception) -> str:
     """What Spark's own error class says, the innermost where Java tells of several; else the first line."""
     said = re.findall(r"\[[A-Z][A-Z_.0-9]+\] [^\n]*", str(error)) or str(error).strip().splitlines()
     return (said or [type(error).__name__])[-1 if said and said[-1].startswith("[") else 0][:200]
-
-
-def _place(column: Column) -> Any:
-    from pyspark.sql import functions as f
-
-    found = f.col(f"p{column.place}")
-    for field in column.inner:
-        found = found.getField(field)
-    return found
-
-
-def _compared(column: Column, how: How) -> Any:
-    """The canonical value of a column (:mod:`nett.lake.comparing`), equal to that of every other engine."""
-    value, form = _place(column), form_of(column, how)
-    if form == "as it is":
-        return value
-    return _text(value, column.kind) if form == "text" else value.cast({"timestamp": "timestamp_ntz"}.get(form, form))
-
-
-def _text(value: Any, kind: str) -> Any:
-    from pyspark.sql import functions as f
-
-    shown = value.cast("string")
-    if kind == "decimal":
-        return f.when(shown.contains("."), f.rtrim(f.rtrim(shown, f.lit("0")), f.lit("."))).otherwise(shown)
-    if kind == "float":
-        whole = (f.abs(value) < 1e16) & (value == f.floor(value))
-        return f.when(whole, value.cast("bigint").cast("string")).otherwise(_shortest(value.cast("double")))
-    return f.concat(shown, f.lit("+00")) if kind == "instant" else shown
-
-
-def _shortest(value: Any) -> Any:
-    """The shortest decimal notation of a float as DuckDB and Python write it: plain from 1e-4 to 1e16, else 1.5e-07.
-    Java has the same digits, but other exponents."""
-    from pyspark.sql import functions as f
-
-    java = value.cast("string")
-    plain = f.rtrim(f.rtrim(value.cast("decimal(38,22)").cast("string"), f.lit("0")), f.lit("."))
-    mantissa = f.regexp_replace(f.regexp_extract(java, "^([^E]+)E", 1), r"\.0$", "")
-    exponent = f.regexp_extract(java, "E(-?)([0-9]+)$", 2)
-    sign = f.when(java.contains("E-"), f.lit("e-")).otherwise(f.lit("e+"))
-    scientific = f.concat(mantissa, sign, f.lpad(exponent, f.greatest(f.length(exponent), f.lit(2)), "0"))
-    named = f.when(f.isnan(value), "nan").when(value == float("inf"), "inf").when(value == float("-inf"), "-inf")
-    return named.when((f.abs(value) >= 1e-4) & (f.abs(value) < 1e16), plain).otherwise(scientific)

@@ -12,52 +12,24 @@ No stage loses a true edge; every stage but the last may keep a false one.
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, final
-
-import numpy as np
+from typing import final
 
 from nett.core.progress import report
-from nett.lake.comparing import how_compared
 from nett.lake.discovery import Warning
 from nett.lake.equal_tables import equal_tables
 from nett.lake.formats import Unreadable
-from nett.lake.protocol import Containment, Engine, Hashes, Key, Lacking, Semantics
+from nett.lake.protocol import Containment, Engine, Lacking, Semantics
 from nett.lake.pruning import out_of_range, too_many_rows
+from nett.lake.sampling import Samples, Sampling
 from nett.lake.schema_graph import contained_schemas
 from nett.lake.table import Table
+from nett.lake.verifying import Pair, Verification
 
-LEAST, MOST = 16, 4096  # sampled rows
-SHOWN = 20  # rows that a parent lacks
 SMALL = 4 << 20  # bytes of a table beside which others are read
-Pair = tuple[Table, Table]  # child, parent
-
-
-@final
-@dataclass(frozen=True)
-class Sampling:
-    """``rows`` of each child are looked for, in ``columns`` of its columns (all where None). Without ``rows``: as many
-    as find every pair that lacks at least a share ``epsilon`` of its rows with probability 1 - ``delta``, taken over
-    all pairs together."""
-
-    epsilon: float = 0.05
-    delta: float = 0.01
-    rows: int | None = None
-    columns: int | None = None
-    seed: int = 0
-
-    def size(self, pairs: int) -> int:
-        """t >= ln(pairs / delta) / -ln(1 - epsilon): a pair with a share c of its rows in the parent passes with
-        c^t at most. A power of two, so that one more table in the lake seldom asks for other samples of all."""
-        if self.rows is not None:
-            return self.rows
-        wanted = math.log(max(1, pairs) / self.delta) / -math.log1p(-self.epsilon)
-        return min(MOST, max(LEAST, 1 << (math.ceil(wanted) - 1).bit_length()))
 
 
 @final
@@ -193,85 +165,18 @@ class Search:
     def _by_sample(self, parents: Mapping[Table, list[Table]]) -> dict[Table, list[Table]]:
         if self.least < 1 and self.semantics == "bag":  # a sample of distinct rows says nothing of how often they stand
             return dict(parents)
-        pairs = [(c, p) for c, some in parents.items() for p in some]
-        count = self.sampling.size(len(pairs))
-        keys = self._keys(pairs)
-        wanted: dict[Table, list[Key]] = {}
-        for (child, _), key in keys.items():
-            wanted.setdefault(child, []).append(key)
-        samples: dict[tuple[Table, Key], Hashes] = {}
-
-        def take(child: Table) -> None:
-            for key in dict.fromkeys(wanted[child]):
-                samples[child, key] = self.engine.sample(child, key, count)
-
-        broken = set(self._each(list(wanted), "sampling rows", take))
-        by_parent: dict[Table, dict[Key, list[Table]]] = {}
-        for (child, parent), key in keys.items():
-            if child not in broken:
-                by_parent.setdefault(parent, {}).setdefault(key, []).append(child)
-        gone: set[Pair] = set()
-
-        def look(parent: Table) -> None:
-            for key, children in by_parent[parent].items():
-                rows = np.unique(np.concatenate([samples[c, key] for c in children]))
-                there = self.engine.present(parent, key, rows)
-                for child in children:
-                    mine = samples[child, key]
-                    if mine.size and 1 - np.isin(mine, there).sum() / mine.size > self._tolerated(mine.size):
-                        gone.add((child, parent))
-
-        broken |= set(self._each(list(by_parent), "looking for sampled rows", look))
+        found = Samples(self.engine, self.sampling, self.least, text=self.text)
+        gone, broken = found.refuted([(c, p) for c, some in parents.items() for p in some], self._each)
         return {
             c: [p for p in some if p not in broken and (c, p) not in gone]
             for c, some in parents.items()
             if c not in broken
         }
 
-    def _keys(self, pairs: list[Pair]) -> dict[Pair, Key]:
-        """Of each pair the columns that are hashed, each as the two are compared."""
-        chance = random.Random(self.sampling.seed)
-        drawn: dict[Table, tuple[str, ...]] = {}
-        found: dict[Pair, Key] = {}
-        for child, parent in pairs:
-            if child not in drawn:
-                names = tuple(c.name for c in child.columns)
-                if self.sampling.columns is not None:
-                    names = tuple(sorted(chance.sample(names, min(len(names), self.sampling.columns))))
-                drawn[child] = names
-            found[child, parent] = tuple(
-                (n, how_compared(child.column(n), parent.column(n), text=self.text)) for n in drawn[child]
-            )
-        return found
-
-    def _tolerated(self, size: int) -> float:
-        """The share of a sample that may be missing: none, or with ``least`` below 1 what chance makes of it."""
-        if self.least >= 1:
-            return 0.0
-        lost = 1 - self.least
-        return lost + 5 * math.sqrt(lost * (1 - lost) / size)
-
     def _verified(self, parents: Mapping[Table, list[Table]]) -> dict[Table, list[Table]]:
-        children: dict[Table, list[Table]] = {}
-        for child, some in parents.items():
-            for parent in some:
-                children.setdefault(parent, []).append(child)
-
-        def size(table: Table) -> tuple[Any, ...]:
-            return (len(table.columns), table.rows or 0, table.name)
-
-        held: dict[Table, set[Table]] = {}  # parent -> children, verified
-        lacks: dict[Table, set[Table]] = {}
-        report.begin("verifying pairs", sum(map(len, children.values())), "pairs")
-        for parent in sorted(children, key=size):
-            held[parent], lacks[parent] = set(), set()
-            for child in sorted(children[parent], key=size, reverse=True):
-                try:
-                    self._verify(child, parent, held, lacks)
-                except Unreadable as why:
-                    self._blame(child, parent, why)
-                report.step(1)
-        report.end()
+        last = Verification(self.engine, self.semantics, self.least, text=self.text, blame=self._blame)
+        last.run(parents)
+        self.found.edges, self.found.lacking = last.edges, last.lacking
         left: dict[Table, list[Table]] = {}
         for child, parent in self.found.edges:
             left.setdefault(child, []).append(parent)
@@ -291,35 +196,5 @@ class Search:
         if not blamed:
             self.found.warnings.append(Warning(child.name, "not-compared", f"with {parent.name}: {why}", kept=True))
 
-    def _verify(
-        self, child: Table, parent: Table, held: Mapping[Table, set[Table]], lacks: Mapping[Table, set[Table]]
-    ) -> None:
-        through = (m for m in held[parent] if child in held.get(m, ()) and self._chained(child, m, parent))
-        if next(through, None) is not None:
-            found = Containment(child.rows or 0, 0)
-        elif (
-            any(c in held.get(child, ()) and self._chained(c, child, parent) for c in lacks[parent]) and self.least >= 1
-        ):
-            return
-        else:
-            found = self.engine.missing(child, parent, self.semantics, count=self.least < 1)
-        if found.missing == 0:
-            held[parent].add(child)
-        else:
-            lacks[parent].add(child)
-        if found.missing == 0 or found.share >= self.least:
-            self.found.edges[child, parent] = found
-            if found.missing:
-                self.found.lacking[child, parent] = self.engine.lacking(child, parent, self.semantics, SHOWN)
 
-    def _chained(self, child: Table, middle: Table, parent: Table) -> bool:
-        """Whether containment carries over: the child's columns are compared in one way all along."""
-        for column in child.columns:
-            ways = {
-                how_compared(column, middle.column(column.name), text=self.text),
-                how_compared(middle.column(column.name), parent.column(column.name), text=self.text),
-                how_compared(column, parent.column(column.name), text=self.text),
-            }
-            if ways not in ({"value"}, {"text"}):
-                return False
-        return True
+__all__ = ["Found", "Sampling", "Search", "Stage"]

@@ -26,9 +26,10 @@ class File:
 class Column:
     """A column, nested fields flattened. ``place`` is the top-level column's number, ``inner`` the fields below it.
 
-    ``kind``: integer, decimal, float, text, boolean, date, timestamp, instant (with a zone), time, binary, or a type's
-    own name where it compares with itself only. ``raw``: the file holds text, and ``kind`` is what all of it says. ``at``: the
-    numbers of the inner fields from 1, where some of their names differ by case only.
+    ``kind``: integer, decimal, float, text, boolean, date, timestamp, instant (with a zone), time (each of these three
+    followed by `` ns`` where it is in nanoseconds), binary, or a type's own name where it compares with itself only.
+    ``raw``: the file holds text, and ``kind`` is what all of it says. ``at``: the numbers of the inner fields from 1,
+    where some of their names differ by case only.
     """
 
     name: str

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from nett.lake.comparing import FINE, TIMES
 from nett.lake.formats import Unreadable
 from nett.lake.table import Column
 
@@ -40,7 +41,9 @@ def leaves(schema: Any) -> Iterator[Leaf]:
         at += _width(field.type)
 
 
-_WIDENED = frozenset({"integer", "float", "text", "boolean", "date", "time", "timestamp", "instant", "binary"})
+_WIDENED = frozenset(
+    {"integer", "float", "text", "boolean", "date", "binary", *(k + f for k in TIMES for f in ("", FINE))}
+)
 
 
 def unite(schemas: Sequence[Any], widest: Any) -> Any:
@@ -57,8 +60,12 @@ def unite(schemas: Sequence[Any], widest: Any) -> Any:
                 continue
             if pa.types.is_null(wide):
                 types[name] = type
-            elif kind_of(type) != kind_of(wide) or kind_of(type) not in _WIDENED:
+                continue
+            one, other = kind_of(type), kind_of(wide)
+            if one.removesuffix(FINE) != other.removesuffix(FINE) or one not in _WIDENED:
                 raise Unreadable(f"its files do not agree on the type of {name}: {wide} and {type}", "mixed-schema")
+            if one.endswith(FINE):  # what all of the rows are read as
+                types[name] = type
     if len(set(widest.names)) < len(widest.names):
         return widest
     return pa.schema([field.with_type(types[field.name]) for field in widest])
@@ -105,13 +112,15 @@ def kind_of(type: Any) -> str:
     tests = {
         "decimal": lambda t_: t.is_decimal(t_) or t.is_uint64(t_),  # which 64 signed bits do not hold
         "boolean": t.is_boolean, "integer": t.is_integer, "float": t.is_floating,
-        "date": t.is_date, "time": t.is_time, "null": t.is_null,
+        "date": t.is_date, "null": t.is_null,
     }  # fmt: skip
     for kind, test in tests.items():
         if test(type):
             return "text" if kind == "null" else kind
+    if t.is_time(type):
+        return "time" + (FINE if type.unit == "ns" else "")
     if t.is_timestamp(type):
-        return "timestamp" if type.tz is None else "instant"
+        return ("timestamp" if type.tz is None else "instant") + (FINE if type.unit == "ns" else "")
     if t.is_string(type) or t.is_large_string(type) or t.is_string_view(type):
         return "text"
     if t.is_binary(type) or t.is_large_binary(type) or t.is_fixed_size_binary(type):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nett.lake.comparing import FINE, TIMES
 from nett.lake.formats import Unreadable
 from nett.lake.formats.arrow_types import Leaf, leaves, unite
 from nett.lake.formats.parts import as_option, parts_of, union
@@ -19,7 +20,7 @@ from nett.lake.place import open_file
 from nett.lake.table import Column, File, Span, Table
 
 ENDINGS = (".parquet", ".pq", ".parq")
-_SPANNED = frozenset({"integer", "decimal", "float", "boolean", "date", "timestamp", "instant", "time"})
+_SPANNED = frozenset({"integer", "decimal", "float", "boolean", "date", *(k + f for k in TIMES for f in ("", FINE))})
 
 
 def describe(name: str, files: Sequence[File]) -> Table:
