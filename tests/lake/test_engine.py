@@ -23,7 +23,7 @@ from nett.lake.place import Place
 from nett.lake.protocol import Containment, Key
 from nett.lake.table import Table
 
-scan: Callable[..., dict[str, Any]] = nett.lake.scan  # type: ignore[attr-defined]
+scan: Callable[..., dict[str, Any]] = nett.lake.scan
 BOTH: Key = (("a", "value"), ("b", "value"))
 FIRST: Key = (("a", "value"),)
 SECOND: Key = (("b", "text"),)
@@ -71,7 +71,7 @@ def test_what_is_present_is_told_for_each_key(duck: Duck, tmp_path: Path) -> Non
     assert [wanted[k].size for k in keys] == [3, 2, 3]
 
 
-FAMILY = {
+FAMILY: dict[str, list[Any]] = {
     "parent": [(i % 40, i % 3 or None, i / 2) for i in range(120)],
     "all": [(i % 40, i % 3 or None, i / 2) for i in range(119, -1, -1)],
     "twice": [(1, 1, 0.5), (1, 1, 0.5), (2, 2, 1.0)],

@@ -18,8 +18,8 @@ from nett.core.checkpoint.writer import byte_size
 from nett.lake.alike import alike
 from nett.lake.comparing import how_compared
 from nett.lake.database import open_database
-from nett.lake.duck_joins import copies_missing, distinct_missing, equal_rows, rows_missing
-from nett.lake.duck_words import INTEGER, TOO_LONG, WORD, class_of, compared, numbered
+from nett.lake.duck_joins import copies_missing, distinct_missing, equal_rows, lacking_rows, rows_missing
+from nett.lake.duck_words import INTEGER, TOO_LONG, WORD, class_of, compared, numbered, numbered_hashes
 from nett.lake.formats import Unreadable, ailing, module_of, place_of
 from nett.lake.place import serve
 from nett.lake.protocol import Containment, Hashes, Key, Lacking, Semantics
@@ -141,15 +141,7 @@ class Duck:
 
     def lacking(self, child: Table, parent: Table, semantics: Semantics, most: int) -> list[Lacking]:
         mine, its, same = self._side_by_side(child, parent)
-        limit = f"ORDER BY ALL NULLS FIRST LIMIT {int(most)}"
-        if semantics == "set":
-            asked = f"SELECT DISTINCT c.*, 1 AS n FROM ({mine}) c ANTI JOIN ({its}) p ON {same} {limit}"
-        else:
-            asked = (
-                f"SELECT c.* REPLACE (c.n - coalesce(p.n, 0) AS n) FROM (SELECT *, count(*) AS n FROM ({mine}) GROUP BY ALL) c"
-                f" LEFT JOIN (SELECT *, count(*) AS n FROM ({its}) GROUP BY ALL) p ON {same}"
-                f" WHERE c.n > coalesce(p.n, 0) {limit}"
-            )
+        asked = lacking_rows(mine, its, same, int(most), once=semantics == "set")
         with _told(child, parent):
             return [(tuple(row), int(n)) for *row, n in self._here.execute(asked).fetchall()]
 
@@ -182,14 +174,7 @@ class Duck:
 
     def _long(self, table: Table, keys: Sequence[Key], bounds: Sequence[int] | None) -> str:
         """Hashes of all rows by the number of their key: i, h; with ``bounds`` only up to each key's own."""
-        hashed, some = self._hashed(table, keys), range(len(keys))
-        if bounds is None:
-            pairs = [f"h{i}" for i in some]
-            return f"SELECT unnest([{', '.join(pairs)}]) AS h, unnest({list(some)}) AS i FROM ({hashed})"
-        there = [f"h{i} <= {most}" for i, most in enumerate(bounds)]
-        pairs = [f"CASE WHEN {there[i]} THEN h{i} END" for i in some]
-        long = f"SELECT unnest([{', '.join(pairs)}]) AS h, unnest({list(some)}) AS i FROM ({hashed}) WHERE {' OR '.join(there)}"
-        return f"SELECT i, h FROM ({long}) WHERE h IS NOT NULL"
+        return numbered_hashes(self._hashed(table, keys), len(keys), bounds)
 
     def _hashed(self, table: Table, keys: Sequence[Key]) -> str:
         """The hash of each row in the columns of each key: h0, h1, …"""

@@ -40,5 +40,17 @@ def copies_missing(mine: Sequence[str], its: str, width: int) -> str:
     )
 
 
+def lacking_rows(mine: str, its: str, same: str, most: int, *, once: bool) -> str:
+    """(columns of the one child, how often the parent lacks the row); the first ``most`` in their order."""
+    limit = f"ORDER BY ALL NULLS FIRST LIMIT {most}"
+    if once:
+        return f"SELECT DISTINCT c.*, 1 AS n FROM ({mine}) c ANTI JOIN ({its}) p ON {same} {limit}"
+    return (
+        f"SELECT c.* REPLACE (c.n - coalesce(p.n, 0) AS n) FROM (SELECT *, count(*) AS n FROM ({mine}) GROUP BY ALL) c"
+        f" LEFT JOIN (SELECT *, count(*) AS n FROM ({its}) GROUP BY ALL) p ON {same}"
+        f" WHERE c.n > coalesce(p.n, 0) {limit}"
+    )
+
+
 def _below(mine: Sequence[str]) -> str:
     return f"({' UNION ALL '.join(mine)})"

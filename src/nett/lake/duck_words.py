@@ -50,3 +50,14 @@ def _text(value: str, kind: str) -> str:
 def numbered(expressions: Sequence[str], letter: str = "k") -> str:
     """The expressions as columns k0, k1, …"""
     return ", ".join(f"{e} AS {letter}{i}" for i, e in enumerate(expressions))
+
+
+def numbered_hashes(hashed: str, count: int, bounds: Sequence[int] | None) -> str:
+    """The columns h0, h1, … of a query below one another: i, h; with ``bounds`` only up to the one of each."""
+    some = list(range(count))
+    if bounds is None:
+        return f"SELECT unnest([{', '.join(f'h{i}' for i in some)}]) AS h, unnest({some}) AS i FROM ({hashed})"
+    there = [f"h{i} <= {most}" for i, most in enumerate(bounds)]
+    pairs = ", ".join(f"CASE WHEN {there[i]} THEN h{i} END" for i in some)
+    long = f"SELECT unnest([{pairs}]) AS h, unnest({some}) AS i FROM ({hashed}) WHERE {' OR '.join(there)}"
+    return f"SELECT i, h FROM ({long}) WHERE h IS NOT NULL"
