@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,12 @@ from nett.lake.keep_rules import KeepRules
 from nett.lake.pinning import pin_of
 from nett.lake.place import Place, is_local
 from nett.lake.plan_file import Cost, Deletion, Pin, Plan, renamed, write_plan
-from nett.lake.planning import Choice, Ways, find_ways
+from nett.lake.planning import Choice
 from nett.lake.prices import Costs
 from nett.lake.quarantine import Quarantine
 from nett.lake.rebuild import shown_sql
 from nett.lake.scanning import check_folders
+from nett.lake.ways import Search, Ways
 from nett.lake.workbench import Workbench
 
 PARENT = "others are rebuilt from it"
@@ -66,15 +68,27 @@ def make_plan(
         tempfile.TemporaryDirectory(prefix="nett-lake-") as scratch,
         Workbench(memory=memory, threads=threads) as bench,
     ):
-        ways = find_ways(bench, found, costs, stay, root, Path(scratch), several=several)
-        choice = Choice(found, ways, costs, stay, root)
-        best = choice.ask(limits, solver, seconds)
+        search = Search(bench, found, costs, stay, root, Path(scratch), several=several)
+        ways, choice = search.ways, Choice(found, search.ways, costs, stay, root)
+        best = _proven(search, choice, limits, solver, seconds)
         greedy = best if solver == "greedy" else choice.ask(limits, "greedy", seconds)
         plan, files = _plan(choice, ways, best, greedy, costs, stay, root, out, solver)
         if out is not None:
             _write(plan, files, Path(scratch), Path(out))
     unknown = sorted(set(costs.known) - {t.name for t in found.tables})
     return Made(plan, best.taken, found.warnings, len(found.tables), sum(t.bytes for t in found.tables), unknown)
+
+
+def _proven(search: Search, choice: Choice, limits: Limits, solver: Solver, seconds: float) -> Retention:
+    """An answer of which every way was tried. ``seconds``: of all choosing together, though each has one."""
+    spent = 0.0
+    while True:
+        began = time.monotonic()
+        found = choice.ask(limits, solver, max(1.0, (seconds - spent) / 2))
+        spent += time.monotonic() - began
+        if not (wanted := choice.unproven(found)):
+            return found
+        search.prove(wanted)
 
 
 def _plan(
