@@ -27,6 +27,7 @@ class Windows:
     ids: Array
     source: str
     sha256: str
+    held_out: bool = False  # of a text that other windows of which are learned from
 
     @property
     def tokens(self) -> int:
@@ -124,7 +125,7 @@ def held_out(windows: Windows, share: float = 1 / 8) -> tuple[Windows, Windows]:
     name = f"{windows.source} (held out)"
     return (
         Windows(windows.ids[: count - last], windows.source, windows.sha256),
-        Windows(windows.ids[count - last :], name, windows.sha256),
+        Windows(windows.ids[count - last :], name, windows.sha256, held_out=True),
     )
 
 
@@ -132,6 +133,12 @@ def check_apart(judging: Windows, calibration: Sequence[Windows]) -> list[str]:
     """What a reader should know of the two texts; Refused where the judging text is one that was learned from."""
     notes = []
     for seen in calibration:
+        if judging.sha256 == seen.sha256 and not judging.held_out:
+            raise Refused(
+                "is the calibration text itself, so it cannot judge the result",
+                where=judging.source,
+                hint="Give another text with --eval, or none: then a part of the calibration text is held out.",
+            )
         share = overlap(judging, seen)
         if share > 0.1:
             raise Refused(

@@ -193,15 +193,14 @@ def _rest(
     skeleton: Skeleton, number: int, made: Mapping[str, Tensor], dtype: Any, replaced: Any = frozenset()
 ) -> dict[str, Tensor]:
     """What else lies in a block: norms, biases, layers that stay; as it is, in the output's type."""
-    stem = f"{skeleton.stack}.{number}."
-    names = [n for n in skeleton.checkpoint.tensors if n.startswith(stem) and n not in replaced and n not in made]
+    names = [n for n in skeleton.block_names(number).values() if n not in replaced and n not in made]
     return {n: _as(skeleton.tensor(n), dtype) for n in names}
 
 
 def outside(skeleton: Skeleton, dtype: Any) -> dict[str, Tensor]:
     """Everything outside the blocks: embeddings, last norm, output layer."""
-    names = [n for n in skeleton.checkpoint.tensors if not n.startswith(f"{skeleton.stack}.")]
-    return {n: _as(skeleton.tensor(n), dtype) for n in names}
+    inside = {n for i in range(len(skeleton)) for n in skeleton.block_names(i).values()}
+    return {n: _as(skeleton.tensor(n), dtype) for n in skeleton.checkpoint.tensors if n not in inside}
 
 
 def _pass_on(
@@ -216,10 +215,9 @@ def _pass_on(
     """The text through the block as it was written."""
     kinds = {record["layer"]: record["kind"] for record in entry["layers"]}
     with skeleton.block(number) as module:
-        for name, _ in list(module.named_parameters()):
-            stored = part.get(f"{skeleton.stack}.{number}.{name}")
-            if stored is not None and stored.is_floating_point():
-                put(module, name, stored.float().to(skeleton.device))
+        for name, stored in skeleton.block_names(number).items():
+            if stored in part and part[stored].is_floating_point():
+                put(module, name, part[stored].float().to(skeleton.device))
         for task in tasks:
             if task.linear.module in kinds:
                 value = fmt.value(task.linear, part, kinds[task.linear.module])

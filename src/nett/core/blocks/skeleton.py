@@ -1,14 +1,13 @@
 """The modules of a causal language model as transformers builds them, without memory for their weights; a block is
 given its weights from the checkpoint when it is its turn, and lets go of them.
 
-No family is known here: the blocks are the longest list of modules whose numbers are those of the checkpoint's
-layers.
+No family is known here: the blocks are the longest list of modules.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,17 +22,18 @@ from nett.core.torch_model import described
 @final
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer inside a block: ``name`` there (``mlp.up_proj``), ``module`` in the model, its two sizes."""
+    """A linear layer inside a block: ``name`` there (``mlp.up_proj``), its two sizes, ``weight``: what its matrix is
+    called in the checkpoint."""
 
     name: str
-    module: str
+    weight: str
     rows: int
     columns: int
 
     @property
-    def weight(self) -> str:
-        """What its matrix is called in the checkpoint."""
-        return f"{self.module}.weight"
+    def module(self) -> str:
+        """The layer as the checkpoint calls it."""
+        return self.weight.removesuffix(".weight")
 
 
 @final
@@ -45,8 +45,9 @@ class Skeleton:
 
         self.checkpoint, self.model, self.device = checkpoint, model, torch.device(device)
         self.stack, self.blocks = _stack_of(model, checkpoint)
-        inside = f"{self.stack}."
-        self.ground_names = [n for n, _ in model.named_parameters(remove_duplicate=False) if not n.startswith(inside)]
+        names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+        self.ground_names = [n for n in names if not n.startswith(f"{self.stack}.")]
+        self.stored = stored_names(model, names, checkpoint.tensors)
         self._check()
 
     def __len__(self) -> int:
@@ -65,7 +66,8 @@ class Skeleton:
         for name, module in self.blocks[block].named_modules():
             if isinstance(module, torch.nn.Linear):
                 rows, columns = module.weight.shape
-                found.append(Linear(name, f"{self.stack}.{block}.{name}", int(rows), int(columns)))
+                weight = self.stored[f"{self.stack}.{block}.{name}.weight"]
+                found.append(Linear(name, weight, int(rows), int(columns)))
         return found
 
     @property
@@ -75,21 +77,29 @@ class Skeleton:
 
         return [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear)]
 
+    def block_names(self, number: int) -> dict[str, str]:
+        """Name in the block -> name in the checkpoint, of all its parameters."""
+        stem = f"{self.stack}.{number}."
+        return {n: self.stored[stem + n] for n, _ in self.blocks[number].named_parameters()}
+
     def tensor(self, name: str) -> Any:
-        """A tensor of the checkpoint in its own type, on the device."""
+        """A tensor of the checkpoint in its own type, on the device; Refused where it holds NaN or infinity."""
         import torch
 
         info = self.checkpoint.tensors[name]
         raw = torch.from_numpy(self.checkpoint.read(name).view(np.uint8))
-        return raw.view(getattr(torch, info.dtype.alias)).reshape(info.shape).to(self.device)
+        tensor = raw.view(getattr(torch, info.dtype.alias)).reshape(info.shape).to(self.device)
+        if info.dtype.is_float and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise Refused(f"tensor {name!r} holds {count:,} NaN or infinite values", where=self.checkpoint.path)
+        return tensor
 
     @contextmanager
     def block(self, number: int) -> Iterator[Any]:
         """A block with its weights in float32, which it loses at the end."""
-        module, stem = self.blocks[number], f"{self.stack}.{number}."
-        names = [n for n, _ in module.named_parameters()]
-        for name in names:
-            put(module, name, self.tensor(stem + name).float())
+        module, names = self.blocks[number], self.block_names(number)
+        for name, stored in names.items():
+            put(module, name, self.tensor(stored).float())
         try:
             yield module
         finally:
@@ -100,8 +110,8 @@ class Skeleton:
     def ground(self) -> Iterator[Any]:
         """The model with the weights of all that lies outside its blocks, in float32."""
         for name in self.ground_names:
-            if name in self.checkpoint.tensors:
-                put(self.model, name, self.tensor(name).float())
+            if name in self.stored:
+                put(self.model, name, self.tensor(self.stored[name]).float())
         self.model.tie_weights()
         try:
             yield self.model
@@ -114,7 +124,7 @@ class Skeleton:
         tied = bool(getattr(self.model.config.get_text_config(), "tie_word_embeddings", False))
         head = self.model.get_output_embeddings()
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            info = self.checkpoint.tensors.get(name)
+            info = self.checkpoint.tensors.get(self.stored.get(name, name))
             if info is None and tied and head is not None and parameter is head.weight:
                 continue
             if info is None:
@@ -165,18 +175,31 @@ def open_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     return Skeleton(checkpoint, model, device)
 
 
+def stored_names(model: Any, names: Sequence[str], tensors: Collection[str]) -> dict[str, str]:
+    """Parameter -> tensor in the file, where there is one; transformers knows those that it calls otherwise than files
+    do. What it makes of several tensors (experts put together) has none."""
+    found = {n: n for n in names if n in tensors}
+    if len(found) < len(names):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        rules = get_model_conversion_mapping(model)
+        renaming = [r for r in rules if isinstance(r, WeightRenaming)]
+        others = [r for r in rules if not isinstance(r, WeightRenaming)]
+        state, known = dict(model.state_dict()), set(names)
+        for tensor in tensors:
+            name, made_of_several = rename_source_key(tensor, renaming, others, model.base_model_prefix, state)
+            if made_of_several is None and name in known:
+                found.setdefault(name, tensor)
+    return found
+
+
 def _stack_of(model: Any, checkpoint: Checkpoint) -> tuple[str, Any]:
     import torch
 
-    lists: Mapping[str, Any] = {
-        n: m
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.ModuleList) and any(t.startswith(f"{n}.0.") for t in checkpoint.tensors)
-    }
+    lists: Mapping[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists if other != n)}
     if not outer:
-        raise Refused(
-            "its layers were not found: no list of modules has the names of its tensors", where=checkpoint.path
-        )
+        raise Refused("its layers were not found: it has no list of modules", where=checkpoint.path)
     name = max(outer, key=lambda n: len(outer[n]))
     return name, outer[name]

@@ -32,10 +32,10 @@ class Walk:
         self.batches = [windows[i : i + step].to(skeleton.device) for i in range(0, len(windows), step)]
         self._calls: dict[int, list[dict[str, Any]]] = {}  # rows of a batch -> what each block is called with
         self.hidden: list[Any] = []
-        self._file: Any = None
-        self._begin(disk)
+        self._disk = disk
+        self._begin()
 
-    def _begin(self, disk: bool) -> None:
+    def _begin(self) -> None:
         import torch
 
         with torch.no_grad(), self.skeleton.ground() as model:
@@ -50,16 +50,16 @@ class Walk:
                     )
                 self._calls.setdefault(len(ids), [s.named for s in stands])
                 self.hidden.append(stands[0].seen)
-        if disk:
+        if self._disk:
             self._to_disk()
 
     def _to_disk(self) -> None:
         import torch
 
-        self._file = tempfile.TemporaryFile(prefix="nett-")  # noqa: SIM115 - open as long as the walk is
-        size = sum(h.numel() for h in self.hidden)
-        self._file.truncate(4 * size)
-        mapped, at = np.memmap(self._file, np.float32, "r+", shape=(size,)), 0
+        size, at = sum(h.numel() for h in self.hidden), 0
+        with tempfile.TemporaryFile(prefix="nett-") as file:  # the mapping outlives it
+            file.truncate(4 * size)
+            mapped = np.memmap(file, np.float32, "r+", shape=(size,))
         for i, hidden in enumerate(self.hidden):
             place = torch.from_numpy(mapped[at : at + hidden.numel()]).reshape(hidden.shape)
             self.hidden[i] = place.copy_(hidden)
@@ -77,7 +77,7 @@ class Walk:
                     return
                 out = module(hidden.to(self.skeleton.device), **self._called(hidden, len(hidden)))
                 out = out[0] if isinstance(out, tuple) else out
-                if keep and self._file is None:
+                if keep and not self._disk:
                     self.hidden[i] = out
                 elif keep:
                     self.hidden[i].copy_(out)
@@ -110,12 +110,13 @@ class Walk:
         """(token ids, logits float32 ``[batch, length, vocabulary]``) of each batch, once all blocks are behind."""
         import torch
 
-        with torch.no_grad(), self.skeleton.ground() as model:
+        with self.skeleton.ground() as model:
             for ids, hidden in zip(self.batches, self.hidden, strict=True):
                 stands = [_stand()() for _ in self.skeleton.blocks]
                 stands[-1].gives = hidden.to(self.skeleton.device)
-                with _standing_in(self.skeleton, stands):
-                    yield ids, model(input_ids=ids, use_cache=False).logits.float()
+                with torch.no_grad(), _standing_in(self.skeleton, stands):
+                    found = model(input_ids=ids, use_cache=False).logits.float()
+                yield ids, found  # outside of no_grad: two of these at a time would leave gradients off
 
 
 @cache

@@ -33,12 +33,12 @@ class CompressedTensors(Format):
         stem, codes = linear.module, answer.codes.cpu().numpy()
         grid = {
             "bits": answer.bits,
-            "group": answer.group if answer.scale.shape[1] > 1 else -1,
+            "group": answer.group,
             "symmetric": answer.zero is None,
             "activations": answer.activations,
         }
         if answer.activations is not None:
-            if answer.bits != 8 or answer.activations != 8 or answer.zero is not None or grid["group"] != -1:
+            if answer.bits != 8 or answer.activations != 8 or answer.zero is not None or answer.scale.shape[1] > 1:
                 raise Refused("activations are rounded with weights of 8 bits, a scale a row, around zero", where=stem)
             return {f"{stem}.weight": answer.codes, f"{stem}.weight_scale": answer.scale}, grid
         found = {
@@ -67,11 +67,7 @@ class CompressedTensors(Format):
         return Quantised(codes.to(scale.device), scale, zero, kind["bits"]).dense()
 
     def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
-        kinds: dict[tuple[Any, ...], list[str]] = {}
-        for linear, kind in layers:
-            if "group" in kind:
-                key = (kind["bits"], kind["group"], kind["symmetric"], kind["activations"])
-                kinds.setdefault(key, []).append(linear.module)
+        kinds = _kinds([w for w in layers if "group" in w.kind])
         if not kinds:
             return config
         dense = [w.linear.module for w in layers if "group" not in w.kind] + list(kept)
@@ -101,6 +97,21 @@ class CompressedTensors(Format):
             " shape that they themselves write); vLLM reads them"
         ]
         return said * bool(odd) + zeros * any(not k["symmetric"] for k in quantised)
+
+
+def _kinds(layers: Sequence[Written]) -> dict[tuple[Any, ...], list[str]]:
+    """(bits, group, symmetric, activations) -> modules. One scale a row is group -1, but where it is also that of the
+    group size of others."""
+
+    def key(kind: Mapping[str, Any], group: int) -> tuple[Any, ...]:
+        return kind["bits"], group, kind["symmetric"], kind["activations"]
+
+    cut = {key(w.kind, w.kind["group"]) for w in layers if w.kind["group"] < w.linear.columns}
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for linear, kind in layers:
+        own = key(kind, kind["group"])
+        found.setdefault(own if own in cut else key(kind, -1), []).append(linear.module)
+    return found
 
 
 def _group(targets: list[str], bits: int, group: int, symmetric: bool, activations: int | None) -> dict[str, Any]:
