@@ -18,20 +18,32 @@ from nett.lake.workbench import Workbench, reading
 @final
 @dataclass(frozen=True)
 class Child:
-    """A table on the bench: its columns, the table (o, h) of its rows' keys, its bag, its number of distinct rows."""
+    """A table on the bench: its columns, the table (o, h) of its rows' hashes and their tally, its exact bag and what its
+    order adds, its number of distinct rows."""
 
     table: Table
     own: tuple[Own, ...]
     keys: str
+    tally: tuple[int, int]
     bag: Bag
+    placed: tuple[int, int]
     distinct: int
 
 
 def lay(bench: Workbench, table: Table) -> Child:
     """Read a child. NotExact where it cannot be, exactly."""
     own = tuple(bench.own(table))
+    bag, placed = exact_bag(bench, table, own)
     keys = bench.keys(table, own)
-    return Child(table, own, keys, bench.bag(keys), int(bench.one(f"SELECT count(DISTINCT h) FROM {keys}")[0]))
+    distinct = int(bench.one(f"SELECT count(DISTINCT h) FROM {keys}")[0])
+    return Child(table, own, keys, bench.tally(keys), bag, placed, distinct)
+
+
+def exact_bag(bench: Workbench, table: Table, own: Sequence[Own]) -> tuple[Bag, tuple[int, int]]:
+    """Of a table as it lies there."""
+    values = bench.projected(own, table)
+    with reading(table):
+        return bench.bag(bench.source(table), values, [o.type for o in own])
 
 
 def find(bench: Workbench, child: Child, parent: Table, folder: Path, name: str) -> Rebuild:
@@ -42,25 +54,31 @@ def find(bench: Workbench, child: Child, parent: Table, folder: Path, name: str)
     keys = bench.parent_keys(parent, child.own)
     with reading(child.table, parent):
         made = _plain(bench, child, parent, keys) or _selector(bench, child, parent, keys, folder, name)
-    if made.kind == "whole":  # the very rows that the comparison read
-        return made
-    if (got := rebuilt_bag(bench, made, child.own, {parent.name: parent}, folder)) != child.bag:
-        raise NotExact(f"rebuilding it from {parent.name!r} gives other rows ({got} instead of {child.bag})")
-    return made
+    return tried(bench, child, made, {parent.name: parent}, folder)
+
+
+def tried(bench: Workbench, child: Child, made: Rebuild, tables: Mapping[str, Table], folder: Path) -> Rebuild:
+    """A way after it was done once. NotExact where it does not give the child's bag, or by a selector its order."""
+    got, placed = rebuilt_bag(bench, made, child.own, tables, folder)
+    if got != child.bag or (made.ordered and made.stored and placed != child.placed):
+        which = "rows in another order" if got == child.bag else f"other rows ({got} instead of {child.bag})"
+        raise NotExact(f"rebuilding it from {', '.join(map(repr, tables))} gives {which}")
+    return made if placed == child.placed or not made.ordered else made.model_copy(update={"ordered": False})
 
 
 def rebuilt_bag(
     bench: Workbench, rebuild: Rebuild, own: Sequence[Own], tables: Mapping[str, Table], folder: Path
-) -> Bag:
-    """The bag that a rebuild gives, by doing it."""
-    from nett.lake.exact import row_key
-
+) -> tuple[Bag, tuple[int, int]]:
+    """The exact bag that a rebuild gives, by doing it, and what its order adds."""
     picks = load_picks(bench, rebuild, folder, row_counts(bench, rebuild, tables))
+    names = [f"c{i}" for i in range(len(own))]
     with reading(*tables.values()):
         sql = rebuild_sql(rebuild, own, tables, bench.source, bench.projected, picks)
-        sql = sql.rpartition(" ORDER BY ")[0]
-        key = row_key([f"c{i}" for i in range(len(own))], [o.type for o in own])
-        got = bench.bag(f"(SELECT {key} AS h FROM ({sql}))")
+        rows, _, by = sql.rpartition(" ORDER BY ")
+        place = "i" if picks is not None else f"row_number() OVER (ORDER BY {by}) - 1"
+        listed = ", ".join(names)
+        rows = rows.replace(f"SELECT {listed} FROM", f"SELECT {listed}, {place if rebuild.ordered else 0} AS o FROM", 1)
+        got = bench.bag(f"({rows})", names, [o.type for o in own])
     if picks is not None:
         bench.drop(picks)
     return got
@@ -75,12 +93,12 @@ def row_counts(bench: Workbench, rebuild: Rebuild, tables: Mapping[str, Table]) 
 
 def _plain(bench: Workbench, child: Child, parent: Table, keys: str) -> Rebuild | None:
     """Whole, distinct, or by a predicate; None where none of them gives the bag."""
-    bag = bench.bag(keys)
-    if bag == child.bag:
+    rows, _ = tally = bench.tally(keys)
+    if tally == child.tally:
         return Rebuild(kind="whole", parts=(Part(parent=parent.name),), ordered=_same_order(bench, child.keys, keys))
     marked = bench.make(f"SELECT o, h FROM {keys} SEMI JOIN {child.keys} c USING (h)")
     try:
-        inside = bench.bag(marked)
+        inside = bench.tally(marked)
         different = int(bench.one(f"SELECT count(DISTINCT h) FROM {marked}")[0])
         if different < child.distinct:
             lacking = child.distinct - different
@@ -88,19 +106,19 @@ def _plain(bench: Workbench, child: Child, parent: Table, keys: str) -> Rebuild 
                 f"{lacking:,} of its distinct rows are not in {parent.name!r} with these very values (a scan takes 1 for "
                 "1.0, a rebuild does not)"
             )
-        plain, single = inside == child.bag, child.distinct == child.bag.rows
+        plain, single = inside == child.tally, child.distinct == child.bag.rows
         if not plain and not single:
             return None
         where: tuple[Condition, ...] | None = ()
-        if inside.rows < bag.rows:  # else all rows are marked, so they can only be distinct ones
+        if inside[0] < rows:  # else all rows are marked, so they can only be distinct ones
             where = learn(bench, parent, marked)
         if where is None:
             return None
-        rows = marked if plain else f"(SELECT min(o) AS o, h FROM {marked} GROUP BY h)"
+        taken = marked if plain else f"(SELECT min(o) AS o, h FROM {marked} GROUP BY h)"
         return Rebuild(
             kind="predicate" if where else "distinct",
             parts=(Part(parent=parent.name, where=where, distinct=not plain),),
-            ordered=_same_order(bench, child.keys, rows),
+            ordered=_same_order(bench, child.keys, taken),
         )
     finally:
         bench.drop(marked)

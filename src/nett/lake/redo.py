@@ -17,7 +17,7 @@ from nett.lake.inside import files_at
 from nett.lake.pinning import sha256_of
 from nett.lake.plan_file import Deletion, Pin
 from nett.lake.rebuild import rebuild_sql
-from nett.lake.rebuild_find import lay, row_counts
+from nett.lake.rebuild_find import exact_bag, row_counts
 from nett.lake.rebuild_selector import load_picks
 from nett.lake.table import File, Table
 from nett.lake.workbench import Workbench
@@ -94,12 +94,11 @@ class Redo:
         form = form_of(self.bench, again)
         if not same_form(form, one.form):
             raise ProofFailed("a rebuild has other columns or types than were pinned", where=self.root / one.path)
-        laid = lay(self.bench, again)
-        self.bench.drop(laid.keys)
+        bag, _ = exact_bag(self.bench, again, self.bench.own(again))
         self.bench.forget(again)
-        if str(laid.bag) != one.bag:
+        if str(bag) != one.bag:
             raise ProofFailed(
-                f"a rebuild gives other rows than were pinned ({laid.bag} instead of {one.bag})",
+                f"a rebuild gives other rows than were pinned ({bag} instead of {one.bag})",
                 where=self.root / one.path,
             )
 

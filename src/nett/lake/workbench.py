@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from nett.lake.database import open_database
-from nett.lake.exact import TOTAL, Bag, NotExact, Own, bag_of, own_columns, projection, row_key
+from nett.lake.exact import PLACED, TOTAL, Bag, NotExact, Own, bag_of, own_columns, projection, row_hash, row_key
 from nett.lake.formats import module_of
 from nett.lake.table import Table
 
@@ -131,15 +131,23 @@ class Workbench:
         return found
 
     def keys(self, table: Table, child: Sequence[Own]) -> str:
-        """A table (o, h) of the ordinals and keys of all rows in the child's columns; its name."""
+        """A table (o, h) of the ordinals and hashes of all rows in the child's columns; its name."""
         expressions = self.projected(child, table)
         with reading(table):
-            key = row_key(expressions, [own.type for own in child])
-            return self.make(f"SELECT o, {key} AS h FROM {self.source(table)}")
+            return self.make(
+                f"SELECT o, {row_hash(expressions, [own.type for own in child])} AS h FROM {self.source(table)}"
+            )
 
-    def bag(self, keys: str) -> Bag:
-        """The bag of a table that has a column h."""
-        return bag_of(self.one(f"SELECT {TOTAL} FROM {keys}"))
+    def tally(self, keys: str) -> tuple[int, int]:
+        """(rows, sum of their hashes) of a table that has a column h: of two bags with one tally, one is looked at."""
+        rows, total = self.one(f"SELECT count(*), coalesce(sum(CAST(h AS HUGEINT)), 0) FROM {keys}")
+        return int(rows), int(total)
+
+    def bag(self, rows: str, values: Sequence[str], types: Sequence[str]) -> tuple[Bag, tuple[int, int]]:
+        """(the exact bag of a relation, what its order adds): of the values, o is the place of a row."""
+        key = row_key(values, types)
+        *total, one, other = self.one(f"SELECT {TOTAL}, {PLACED} FROM (SELECT o, {key} AS h FROM {rows})")
+        return bag_of(total), (int(one), int(other))
 
 
 @contextlib.contextmanager
