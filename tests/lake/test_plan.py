@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,6 +83,49 @@ def test_one_root_serves_a_long_line(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / f"{i:02}.parquet")
     told = plan(str(tmp_path), threads=1)
     assert gone(told) == {f"{i:02}.parquet": ("10.parquet",) for i in range(10)}
+
+
+def test_only_ways_that_are_taken_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 66 containments in a line of twelve, eleven."""
+    from nett.lake import ways
+
+    tried: list[tuple[str, str]] = []
+    find = ways.find
+
+    def watched(bench: Any, child: Any, parent: Any, *more: Any) -> Any:
+        tried.append((child.table.name, parent.name))
+        return find(bench, child, parent, *more)
+
+    monkeypatch.setattr(ways, "find", watched)
+    for i in range(12):
+        table = pa.table({"id": list(range(90 + i)), "x": [j * j % 997 for j in range(90 + i)]})
+        pq.write_table(table, tmp_path / f"{i:02}.parquet")
+    told = plan(str(tmp_path), threads=1)
+    assert (
+        sorted(tried)
+        == [(f"{i:02}.parquet", "11.parquet") for i in range(11)]
+        == [(c, *p) for c, p in sorted(gone(told).items())]
+    )
+
+
+def test_a_way_that_costs_more_than_was_supposed_is_weighed_again(tmp_path: Path) -> None:
+    """A few rows by chance are supposed to be free of a selector; it takes more than the table, so the table stays."""
+    chance = np.random.default_rng(2)
+    base = pa.table({"x": pa.array(chance.permutation(40_000), pa.int32())})
+    few = base.take(pa.array(chance.permutation(40_000)[:9000]))  # in an order of their own, which takes as much
+    some = base.take(pa.array(np.sort(chance.permutation(40_000)[:9000])))
+    for name, table in {"base": base, "few": few, "some": some, "half": base.slice(0, 20_000)}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="zstd")
+    told = plan(str(tmp_path), threads=1)
+    assert gone(told) == {"half.parquet": ("base.parquet",), "some.parquet": ("base.parquet",)}
+    assert "its row selector would take" in told["kept"]["few.parquet"]
+    for deletion in told["delete"]:
+        stored = sum(p["rows"]["bytes"] for p in deletion["rebuild"]["parts"] if p["rows"]) + (
+            deletion["rebuild"]["order"]["bytes"] if deletion["rebuild"]["order"] else 0
+        )
+        assert stored < deletion["bytes"]
+    freed = told["cost"]["keep_all"] - told["cost"]["plan"]
+    assert freed == pytest.approx(sum(d["saves"] for d in told["delete"]))
 
 
 def test_lines_by_dyn_lin(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -16,27 +17,38 @@ from nett.lake.workbench import Workbench, reading
 
 
 @final
-@dataclass(frozen=True)
+@dataclass
 class Child:
-    """A table on the bench: its columns, the table (o, h) of its rows' hashes and their tally, its exact bag and what its
-    order adds, its number of distinct rows."""
+    """A table on the bench: its columns, the table (o, h) of its rows' hashes, their tally, and how many are distinct."""
 
+    bench: Workbench
     table: Table
     own: tuple[Own, ...]
     keys: str
     tally: tuple[int, int]
-    bag: Bag
-    placed: tuple[int, int]
     distinct: int
+
+    @property
+    def rows(self) -> int:
+        return self.tally[0]
+
+    @property
+    def bag(self) -> Bag:
+        """Its exact bag."""
+        return self.exact[0]
+
+    @cached_property
+    def exact(self) -> tuple[Bag, tuple[int, int]]:
+        """Its bag, and what its order adds: of a table of which no way is found, nobody asks."""
+        return exact_bag(self.bench, self.table, self.own)
 
 
 def lay(bench: Workbench, table: Table) -> Child:
     """Read a child. NotExact where it cannot be, exactly."""
     own = tuple(bench.own(table))
-    bag, placed = exact_bag(bench, table, own)
     keys = bench.keys(table, own)
     distinct = int(bench.one(f"SELECT count(DISTINCT h) FROM {keys}")[0])
-    return Child(table, own, keys, bench.tally(keys), bag, placed, distinct)
+    return Child(bench, table, own, keys, bench.tally(keys), distinct)
 
 
 def exact_bag(bench: Workbench, table: Table, own: Sequence[Own]) -> tuple[Bag, tuple[int, int]]:
@@ -60,10 +72,11 @@ def find(bench: Workbench, child: Child, parent: Table, folder: Path, name: str)
 def tried(bench: Workbench, child: Child, made: Rebuild, tables: Mapping[str, Table], folder: Path) -> Rebuild:
     """A way after it was done once. NotExact where it does not give the child's bag, or by a selector its order."""
     got, placed = rebuilt_bag(bench, made, child.own, tables, folder)
-    if got != child.bag or (made.ordered and made.stored and placed != child.placed):
-        which = "rows in another order" if got == child.bag else f"other rows ({got} instead of {child.bag})"
+    bag, as_it_is = child.exact
+    if got != bag or (made.ordered and made.stored and placed != as_it_is):
+        which = "rows in another order" if got == bag else f"other rows ({got} instead of {bag})"
         raise NotExact(f"rebuilding it from {', '.join(map(repr, tables))} gives {which}")
-    return made if placed == child.placed or not made.ordered else made.model_copy(update={"ordered": False})
+    return made if placed == as_it_is or not made.ordered else made.model_copy(update={"ordered": False})
 
 
 def rebuilt_bag(
@@ -106,7 +119,7 @@ def _plain(bench: Workbench, child: Child, parent: Table, keys: str) -> Rebuild 
                 f"{lacking:,} of its distinct rows are not in {parent.name!r} with these very values (a scan takes 1 for "
                 "1.0, a rebuild does not)"
             )
-        plain, single = inside == child.tally, child.distinct == child.bag.rows
+        plain, single = inside == child.tally, child.distinct == child.rows
         if not plain and not single:
             return None
         where: tuple[Condition, ...] | None = ()
@@ -191,7 +204,7 @@ def stored(
             f"SELECT count(*) FROM (SELECT place, row_number() OVER (ORDER BY co) - 1 AS i FROM {places}) WHERE place <> i"
         )[0]
         order = None
-        if moved or at != child.bag.rows:
+        if moved or at != child.rows:
             wide = at > WIDE
             sql = f"SELECT place FROM {places} ORDER BY co"
             order = write_order(bench, sql, folder / name, wide=wide)

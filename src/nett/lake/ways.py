@@ -143,12 +143,15 @@ class Search:
 
     def _learn(self, child: Table, parent: Table, made: Rebuild) -> None:
         """Where no conditions tell the rows in a parent, they tell them in no table that holds the parent; a selector
-        there is as long. What the order takes may differ."""
-        bitmap = sum(part.rows.bytes for part in made.parts if part.rows is not None)
+        there is about as long. What the order takes may differ, but not where rows are repeated."""
+        least = sum(part.rows.bytes for part in made.parts if part.rows is not None)
+        laid = self._on_bench[child]
+        if made.order is not None and laid.distinct < laid.rows:
+            least += made.order.bytes
         wider = self._found.parents.get(parent, ())
-        for way in self._open(child) if bitmap else ():
+        for way in self._open(child) if least else ():
             if way[1][0] in wider:
-                self.ways.stored[way] = max(self.ways.stored[way], bitmap + 1)
+                self.ways.stored[way] = max(self.ways.stored[way], least + 1)
 
     def _laid(self, child: Table) -> Child:
         """The child on the bench, of which those asked for last stay."""
@@ -160,7 +163,7 @@ class Search:
             while len(self._on_bench) > LAID:
                 self._bench.drop(self._on_bench.pop(next(iter(self._on_bench))).keys)
         laid = self._on_bench[child] = self._on_bench.pop(child)
-        if laid.bag.rows == 0:
+        if laid.rows == 0:
             raise NotExact(EMPTY)
         return laid
 
