@@ -111,13 +111,14 @@ def test_only_ways_that_are_taken_are_tried(tmp_path: Path, monkeypatch: pytest.
 def test_a_way_that_costs_more_than_was_supposed_is_weighed_again(tmp_path: Path) -> None:
     """A few rows by chance are supposed to be free of a selector; it takes more than the table, so the table stays."""
     chance = np.random.default_rng(2)
-    base = pa.table({"x": pa.array(chance.permutation(40_000), pa.int32())})
-    few = base.take(pa.array(chance.permutation(40_000)[:9000]))  # in an order of their own, which takes as much
-    some = base.take(pa.array(np.sort(chance.permutation(40_000)[:9000])))
-    for name, table in {"base": base, "few": few, "some": some, "half": base.slice(0, 20_000)}.items():
+    base = pa.table({"x": pa.array(chance.integers(0, 256, 40_000), pa.int16())})
+    few = base.take(
+        pa.array(chance.permutation(40_000)[:9000])
+    )  # a byte a row, in an order of their own, which takes two
+    for name, table in {"base": base, "few": few, "half": base.slice(0, 20_000)}.items():
         pq.write_table(table, tmp_path / f"{name}.parquet", compression="zstd")
     told = plan(str(tmp_path), threads=1)
-    assert gone(told) == {"half.parquet": ("base.parquet",), "some.parquet": ("base.parquet",)}
+    assert gone(told) == {"half.parquet": ("base.parquet",)}
     assert "its row selector would take" in told["kept"]["few.parquet"]
     for deletion in told["delete"]:
         stored = sum(p["rows"]["bytes"] for p in deletion["rebuild"]["parts"] if p["rows"]) + (
