@@ -67,6 +67,13 @@ def check_target(out: Path, needed: int, *, overwrite: bool, inputs: Iterable[Pa
         raise Refused(f"needs {needed:,} bytes of disk, but only {free:,} are free there", where=out)
 
 
+def check_folders(*files: Path | None) -> None:
+    """Refused where a file that is written at the end has no folder to be in."""
+    for file in files:
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise Refused("there is no such folder to write in", where=Path(file).absolute().parent)
+
+
 def staging_path(out: Path) -> Path:
     """Where the output grows until it is whole."""
     return out.absolute().parent / f".{out.name}.nett-partial"

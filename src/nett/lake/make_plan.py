@@ -15,7 +15,7 @@ import nett
 from nett.core.edge import Edge
 from nett.core.errors import Refused
 from nett.core.retention import Limits, Retention, Solver
-from nett.core.staging import put_file, sync_folder
+from nett.core.staging import check_folders, put_file, sync_folder
 from nett.lake.candidates import look
 from nett.lake.discovery import Warning
 from nett.lake.inside import unit_of
@@ -27,7 +27,6 @@ from nett.lake.planning import Choice
 from nett.lake.prices import Costs
 from nett.lake.quarantine import Quarantine
 from nett.lake.rebuild import shown_sql
-from nett.lake.scanning import check_folders
 from nett.lake.ways import Search, Ways
 from nett.lake.workbench import Workbench
 

@@ -63,7 +63,8 @@ def scan(
         for each edge that does not follow from others.
     Source: P03 (R2D2), sections 4.1 to 4.3; verification, bags and inference are ours.
     """
-    from nett.lake.scanning import check_folders, scan_lake, write_json
+    from nett.core.staging import check_folders
+    from nett.lake.scanning import scan_lake, write_json
     from nett.lake.stages import Sampling
     from nett.lake.words import as_lines
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nett.core.checkpoint.writer import byte_size
-from nett.core.errors import Refused
 from nett.core.staging import put_file
 from nett.lake.cache import cache_of
 from nett.lake.discovery import find_tables
@@ -152,13 +151,6 @@ def _differing(child: Table, found: Containment, rows: list[Lacking]) -> dict[st
         for row, n in rows
     ]
     return {"missing": found.missing, "lacking": told}
-
-
-def check_folders(*files: Path | None) -> None:
-    """Refused where a file that is written at the end has no folder to be in."""
-    for file in files:
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise Refused("there is no such folder to write in", where=Path(file).absolute().parent)
 
 
 def write_json(path: Path, told: dict[str, Any]) -> None:

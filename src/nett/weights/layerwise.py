@@ -14,8 +14,10 @@ from typing import Any, final
 from nett.core.blocks import Linear, Skeleton, Walk
 from nett.core.blocks.skeleton import put
 from nett.core.errors import NettError, ProofFailed
+from nett.core.moments import NAMES
 from nett.core.progress import report
 from nett.core.receipt import file_sha256
+from nett.core.registry import Card
 from nett.core.staging import Staging
 from nett.weights.formats.base import Format, Written
 from nett.weights.job import Job, Task
@@ -108,7 +110,8 @@ def _block(
     tensors: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
     for group in groups:
-        for layer, weight, answer, seconds in _answers(job, skeleton, compressed, group, tasks, moments, dtype):
+        own = [tasks[layer.name].parameters for layer in group]
+        for layer, weight, answer, seconds in answers(job.card, skeleton, compressed, group, own, moments, dtype):
             made, kind = fmt.tensors(layer, answer)
             value = fmt.value(layer, made, kind)
             expected = answer.dense() if isinstance(answer, Quantised) else None
@@ -134,43 +137,44 @@ def _block(
     return staging.entries[-1]
 
 
-def _answers(
-    job: Job,
+def answers(
+    card: Card,
     skeleton: Skeleton,
     compressed: Skeleton | None,
     group: Sequence[Linear],
-    tasks: Mapping[str, Task],
+    parameters: Sequence[Mapping[str, Any]],
     moments: Mapping[str, Any],
-    dtype: Any,
+    dtype: Any = None,
 ) -> list[tuple[Linear, Tensor, Answer, float]]:
-    """Each layer of a group with its weight, what the kernel made of it, and the seconds that took."""
-    kernel, operands = job.card.kernel(), job.card.operands
+    """Each layer of a group (layers that share an input, with their parameters) with its weight, what the kernel made
+    of it, and the seconds that took."""
+    kernel, operands = card.kernel(), card.operands
 
     def given(name: str, layer: Linear) -> Any:
-        if name in job.wanted:
+        if name in NAMES:
             return moments[layer.name][name]
         if name == "bias":
             stored = f"{layer.module}.bias"
             return skeleton.tensor(stored) if stored in skeleton.checkpoint.tensors else None
         source = compressed if name == "compressed" else skeleton
         if source is None:
-            raise NettError(f"{job.card.key} takes the compressed model too")
+            raise NettError(f"{card.key} takes the compressed model too")
         return _as(source.tensor(layer.weight), dtype)
 
     began = time.perf_counter()
     if operands[0] == SHARED:
         weights = [given("weight", layer) for layer in group]
         more = [given(name, group[0]) for name in operands[1:]]
-        answers = list(kernel(weights, *more, **tasks[group[0].name].parameters))
+        found = list(kernel(weights, *more, **parameters[0]))
         each = (time.perf_counter() - began) / len(group)
-        return [(layer, w, a, each) for layer, w, a in zip(group, weights, answers, strict=True)]
-    found = []
-    for layer in group:
+        return [(layer, w, a, each) for layer, w, a in zip(group, weights, found, strict=True)]
+    each_one = []
+    for layer, own in zip(group, parameters, strict=True):
         began = time.perf_counter()
         arguments = [given(name, layer) for name in operands]
-        answer = kernel(*arguments, **tasks[layer.name].parameters)
-        found.append((layer, arguments[0], answer, time.perf_counter() - began))
-    return found
+        answer = kernel(*arguments, **own)
+        each_one.append((layer, arguments[0], answer, time.perf_counter() - began))
+    return each_one
 
 
 def _error(weight: Tensor, value: Tensor, moments: Any, job: Job) -> float:

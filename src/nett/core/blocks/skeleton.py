@@ -44,6 +44,7 @@ class Skeleton:
         import torch
 
         self.checkpoint, self.model, self.device = checkpoint, model, torch.device(device)
+        self._held = False
         self.stack, self.blocks = _stack_of(model, checkpoint)
         names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
         self.ground_names = [n for n in names if not n.startswith(f"{self.stack}.")]
@@ -98,6 +99,9 @@ class Skeleton:
     def block(self, number: int) -> Iterator[Any]:
         """A block with its weights in float32, which it loses at the end."""
         module, names = self.blocks[number], self.block_names(number)
+        if self._held:
+            yield module
+            return
         for name, stored in names.items():
             put(module, name, self.tensor(stored).float())
         try:
@@ -105,6 +109,21 @@ class Skeleton:
         finally:
             for name in names:
                 put(module, name, None)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """All blocks keep their weights meanwhile, for work that comes by each of them again and again."""
+        for number, module in enumerate(self.blocks):
+            for name, stored in self.block_names(number).items():
+                put(module, name, self.tensor(stored).float())
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            for module in self.blocks:
+                for name, _ in list(module.named_parameters()):
+                    put(module, name, None)
 
     @contextmanager
     def ground(self) -> Iterator[Any]:

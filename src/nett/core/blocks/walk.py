@@ -106,6 +106,12 @@ class Walk:
                 self.run(module)
         return self
 
+    def branch(self, hidden: Sequence[Any], at: int) -> Walk:
+        """Another walk of the same windows, with hidden states of its own before block ``at``."""
+        other = object.__new__(Walk)
+        vars(other).update(vars(self) | {"hidden": list(hidden), "at": at, "_disk": False})
+        return other
+
     def logits(self) -> Iterator[tuple[Any, Any]]:
         """(token ids, logits float32 ``[batch, length, vocabulary]``) of each batch, once all blocks are behind."""
         import torch
