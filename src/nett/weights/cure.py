@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nett.weights import lora
 from nett.weights.stack import Stack
-from nett.weights.windows import batches, next_token_loss, rate, sound
+from nett.weights.token_batches import batches, next_token_loss, rate, sound
 
 Tail = Literal["hidden", "logits"]
 SCALING = 2.0  # of the low-rank updates: alpha over rank

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nett.core.dtypes import Array
 from nett.weights.stack import Stack, between
-from nett.weights.windows import batches, next_token_loss, sound
+from nett.weights.token_batches import batches, next_token_loss, sound
 
 COUNT = 10.0  # weight of the squared distance between the mean gate and the share of blocks that stay
 

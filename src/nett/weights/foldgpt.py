@@ -12,8 +12,6 @@ from nett.core.errors import Refused
 from nett.core.registry import Between, method
 from nett.weights.protocol import Shrunk, Tensor
 
-By = Literal["gates", "influence", "magnitude", "last", "random"]
-
 
 @method(
     papers=["P07"],
@@ -28,7 +26,7 @@ def foldgpt(
     windows: Tensor,
     *,
     ratio: Annotated[float, Between(0, 1, open_high=True)] = 0.2,
-    by: By = "gates",
+    by: Literal["gates", "influence", "magnitude", "last", "random"] = "gates",
     share: Annotated[int, Between(1)] = 1,
     gate_steps: Annotated[int, Between(1)] = 100,
     gate_lr: Annotated[float, Between(0, open_low=True)] = 0.02,
@@ -78,7 +76,7 @@ def foldgpt(
     from nett.weights.fold_sharing import bytes_held, unfolded
     from nett.weights.fold_sharing import share as shared
     from nett.weights.stack import cut, stack_of
-    from nett.weights.windows import checked
+    from nett.weights.token_batches import checked
 
     stack = stack_of(model)
     count = len(stack)
@@ -154,7 +152,7 @@ def foldgpt(
     return Shrunk(small, figures, notes, charts)
 
 
-def _scores(by: By, count: int, seed: int, influence: Any, norms: Any) -> Array:
+def _scores(by: str, count: int, seed: int, influence: Any, norms: Any) -> Array:
     """What each block is worth: the least go first."""
     if by in ("gates", "influence"):  # gates without a block to remove are not trained
         return np.asarray(influence())

@@ -35,6 +35,8 @@ class Stack:
 
 def stack_of(model: Any) -> Stack:
     """The blocks of a decoder. Refused, with what was found, where there is not exactly one such list."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise Refused(f"{type(model).__name__} has an encoder and a decoder", hint="This method needs a decoder alone.")
     text = model.config.get_text_config()
     counts = {getattr(text, name, None) for name in COUNTS}
     inside = _decoder(model)

@@ -7,7 +7,6 @@ its query heads, so that the number of query heads a KV head stays; with a singl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -16,8 +15,9 @@ import numpy as np
 
 from nett.core.dtypes import Array
 from nett.core.errors import Refused
-from nett.core.layers import layer_of
-from nett.core.symmetry import Group, Place, Symmetry, of_config, proved_symmetry
+from nett.core.layers import layer_of, natural
+from nett.core.symmetry import Group, Place, Symmetry, of_config
+from nett.weights.lora import is_matrix
 
 Kind = Literal["heads", "mlp"]
 Parts = Literal["both", "heads", "mlp"]
@@ -46,22 +46,21 @@ class Structure:
         return f"{self.kind} of block {self.layer}"
 
 
-def structures_of(model: Any, parts: Parts = "both", *, seed: int = 0) -> list[Structure]:
-    """The structures of a transformers model, proved on a small random model of its family, block by block.
+def structures_of(model: Any, parts: Parts = "both") -> list[Structure]:
+    """The structures of a transformers model, as its symmetry tells them, block by block. That they can be taken out is
+    proved by :func:`nett.weights.narrow.prove_removable`.
 
     Refused where the family is not known, or has none of the asked kinds.
     """
-    symmetry, _ = proved_symmetry(shapes_of(model), config=told(model), seed=seed, where=type(model).__name__)
-    found = sorted_out(symmetry, parts)
+    symmetry = of_config(told(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    found = _sorted_out(symmetry, parts)
     if not found:
-        said = "; ".join(str(r) for r in symmetry.refused[:3])
-        what = "heads or MLP channels" if parts == "both" else "heads" if parts == "heads" else "MLP channels"
-        raise Refused(f"{type(model).__name__} has no {what} that can be taken out{': ' + said if said else ''}")
+        what = {"both": "heads or MLP channels", "heads": "heads", "mlp": "MLP channels"}[parts]
+        raise Refused(f"{type(model).__name__} has no {what} of which one could go")
     return found
 
 
-def sorted_out(symmetry: Symmetry, parts: Parts) -> list[Structure]:
-    """The groups of a symmetry that are heads or MLP channels of a block."""
+def _sorted_out(symmetry: Symmetry, parts: Parts) -> list[Structure]:
     names = {g.name for g in symmetry.groups}
     found = []
     for group in symmetry.groups:
@@ -90,23 +89,14 @@ def told(model: Any) -> dict[str, Any]:
     return config
 
 
-def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def of_small(model: Any, parts: Parts) -> list[Structure]:
-    """The structures of a model that was made for a proof, not proved again."""
-    return sorted_out(of_config(told(model), shapes_of(model)), parts)
-
-
 def module_name(place: Place) -> str:
     return place.tensor.rpartition(".")[0]
 
 
-def matrices(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def matrices(model: Any, structures: Iterable[Structure]) -> list[str]:
     """Names of the layers whose matrices hold a structure, in a stable order."""
-    found = {module_name(p): None for s in structures for p in s.places if len(shapes[p.tensor]) == 2}
-    return sorted(found, key=lambda n: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", n)])
+    names = {module_name(p) for s in structures for p in s.places}
+    return sorted((n for n in names if is_matrix(model.get_submodule(n))), key=natural)
 
 
 def input_masks(structures: Iterable[Structure], gone: Mapping[str, Array], widths: Mapping[str, int]) -> dict[str, Array]:

@@ -1,0 +1,137 @@
+"""Small language models on real text, for claims on what makes them smaller: held-out likelihoods, window by window.
+
+Two beds with stories260K's tokenizer (512 tokens): the published model of 260,032 weights with the TinyStories excerpt,
+and a deeper one that the claim trains on tinyshakespeare. Text is cut in three by place: train, val, test. A window of
+stories is the beginning of one, behind the token that begins a text, as that model knows it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from claims.outcomes import Gap, spread
+from nett.core.errors import NettError
+
+LENGTH = 128
+BEGIN, ONCE = 1, "Once upon a time"
+MODEL = "models/stories260K"
+TEXTS = {"stories": "data/text/tinystories_valid_excerpt.txt", "plays": "data/text/tinyshakespeare.txt"}
+PARTS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
+TRAINING = {"steps": 500, "batch": 8, "lr": 3e-3}  # of the model that is trained here
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 10, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "vocab_size": 512, "max_position_embeddings": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A language model and its text. ``windows``: part -> int64 [n, LENGTH]."""
+
+    name: str
+    size: str
+    model: Any
+    windows: Mapping[str, torch.Tensor]
+
+    def fresh(self) -> Any:
+        """A copy of the model that may be changed."""
+        return copy.deepcopy(self.model)
+
+    def surprise(self, model: Any, part: str, most: int = 200) -> np.ndarray:
+        """Negative log likelihood in nats a token, one number for each of at most ``most`` windows."""
+        found = []
+        with torch.no_grad():
+            for ids in self.windows[part][:most].split(20):
+                logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+                each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+                found.append(each.view(len(ids), -1).double().mean(dim=1).numpy())
+        return np.concatenate(found)
+
+
+def lacking() -> str | None:
+    """Why there are no beds, or None."""
+    named = os.environ.get("NETT_ASSETS")
+    if not named:
+        return "NETT_ASSETS is not set"
+    missing = [p for p in (MODEL, *TEXTS.values()) if not (Path(named) / p).exists()]
+    return f"NETT_ASSETS has no {missing[0]}" if missing else None
+
+
+def stories() -> Reader:
+    """stories260K with the TinyStories excerpt; its perplexity there is checked against what is known of it."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(_assets() / MODEL, dtype=torch.float32).eval()
+    bed = Reader("stories260K", "5 blocks", model, _windows("stories"))
+    known = float(np.exp(bed.surprise(model, "test").mean()))
+    if not 3 < known < 10:
+        raise NettError(f"stories260K has perplexity {known:.2f} on its text; about 6 is known of the beginnings of stories")
+    return bed
+
+
+@functools.cache
+def plays() -> Reader:
+    """A Llama of ten blocks, trained here on tinyshakespeare."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    windows = _windows("plays")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2))
+    random = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING["lr"], weight_decay=0.01)
+    steps = int(TRAINING["steps"])
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = TRAINING["lr"] * min(1, (step + 1) / 30, 1.05 - step / steps)
+        ids = windows["train"][torch.randint(len(windows["train"]), (int(TRAINING["batch"]),), generator=random)]
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        optimizer.zero_grad()
+        functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return Reader("plays", "10 blocks", model.eval().requires_grad_(False), windows)
+
+
+def _assets() -> Path:
+    return Path(os.environ["NETT_ASSETS"])
+
+
+@functools.cache
+def _windows(text: str) -> Mapping[str, torch.Tensor]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(_assets() / MODEL)
+    words = (_assets() / TEXTS[text]).read_text(encoding="utf-8")
+
+    def tokens(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    if text == "stories":
+        told = ([BEGIN, *tokens(ONCE + rest.replace("\n\n", "\n"))] for rest in words.split(ONCE)[1:])
+        rows = [ids[:LENGTH] for ids in told if len(ids) >= LENGTH]
+    else:
+        ids = tokens(words)
+        rows = [ids[at : at + LENGTH] for at in range(0, len(ids) - LENGTH + 1, LENGTH)]
+    whole = torch.tensor(rows, dtype=torch.int64)
+    return {part: whole[int(a * len(whole)) : int(b * len(whole))] for part, (a, b) in PARTS.items()}
+
+
+def gap(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Gap:
+    """``b`` minus ``a`` in hundredths of a nat a token, so that above 0 is: ``a`` is better. One array a seed, of the same
+    windows; the error joins the spread over seeds with that over windows, which seeds share."""
+    rows = [100 * (y - x) for x, y in zip(a, b, strict=True)]
+    means = [float(r.mean()) for r in rows]
+    windows = float(np.mean([r.std(ddof=1) / sqrt(len(r)) for r in rows]))
+    return Gap(float(np.mean(means)), hypot(spread(means) / sqrt(len(means)), windows))
