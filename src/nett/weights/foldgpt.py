@@ -30,7 +30,7 @@ def foldgpt(
     share: Annotated[int, Between(1)] = 1,
     gate_steps: Annotated[int, Between(1)] = 100,
     gate_lr: Annotated[float, Between(0, open_low=True)] = 0.02,
-    polarise: Annotated[float, Between(0)] = 0.05,
+    polarise: Annotated[float, Between(0)] = 1.0,
     pull: Annotated[float, Between(0)] = 1.2,
     cure: Literal["lora", "weights"] = "lora",
     cure_steps: Annotated[int, Between(0)] = 200,
