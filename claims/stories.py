@@ -76,7 +76,9 @@ def stories() -> Reader:
     bed = Reader("stories260K", "5 blocks", model, _windows("stories"))
     known = float(np.exp(bed.surprise(model, "test").mean()))
     if not 3 < known < 10:
-        raise NettError(f"stories260K has perplexity {known:.2f} on its text; about 6 is known of the beginnings of stories")
+        raise NettError(
+            f"stories260K has perplexity {known:.2f} on its text; about 6 is known of the beginnings of stories"
+        )
     return bed
 
 

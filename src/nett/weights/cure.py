@@ -24,7 +24,8 @@ def tail_loss(student: Any, teacher: Any, on: Tail) -> Tensor:
     """
     if on == "hidden":
         s, t = student.hidden_states[-1], teacher.hidden_states[-1]
-        return ((s - t) ** 2).mean() / (t**2).mean()
+        far: Tensor = ((s - t) ** 2).mean() / (t**2).mean()
+        return far
     s, t = (x.logits.flatten(0, 1).log_softmax(-1) for x in (student, teacher))
     return functional.kl_div(s, t, reduction="batchmean", log_target=True)
 

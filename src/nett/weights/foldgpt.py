@@ -83,8 +83,12 @@ def foldgpt(
     gone = round(ratio * count)
     if gone >= count:
         most = 1 - 0.5 / count
-        raise Refused(f"ratio = {ratio} removes all {count} blocks", hint=f"At most one less: --ratio below {most:.3f}.")
-    notes = [] if gone or not ratio else [f"ratio = {ratio} of {count} blocks is less than half a block: none was removed"]
+        raise Refused(
+            f"ratio = {ratio} removes all {count} blocks", hint=f"At most one less: --ratio below {most:.3f}."
+        )
+    notes = (
+        [] if gone or not ratio else [f"ratio = {ratio} of {count} blocks is less than half a block: none was removed"]
+    )
     if not gone and share == 1:
         return Shrunk(model, {"blocks before": count, "blocks after": count}, notes)
     windows = checked(model, windows, batch)
@@ -111,11 +115,15 @@ def foldgpt(
         figures["gates that are neither open nor closed"] = int(((scores > 0.1) & (scores < 0.9)).sum())
         charts.append(_lines("Gates while they were trained", gates.path))
     else:
-        scores = _scores(by, count, seed, lambda: influence(model, stack, windows, batch=batch), lambda: block_norms(stack))
+        scores = _scores(
+            by, count, seed, lambda: influence(model, stack, windows, batch=batch), lambda: block_norms(stack)
+        )
         order = [int(i) for i in np.argsort(scores, kind="stable")]
     removed = sorted(order[:gone])
     figures |= {"scores of the blocks": [round(float(s), 6) for s in scores], "blocks removed": removed}
-    charts.append({"kind": "bars", "title": f"Blocks by {by}", "rows": [[f"block {i}", float(s)] for i, s in enumerate(scores)]})
+    charts.append(
+        {"kind": "bars", "title": f"Blocks by {by}", "rows": [[f"block {i}", float(s)] for i, s in enumerate(scores)]}
+    )
     small, said = cut(model, stack, [i for i in range(count) if i not in removed])
     notes += said
     inner = stack_of(small)
@@ -140,7 +148,9 @@ def foldgpt(
         figures |= {"loss of the cure's first tenth": _mean(losses[: max(1, len(losses) // 10)])}
         figures |= {"loss of the cure's last tenth": _mean(losses[-max(1, len(losses) // 10) :])}
         points = [[i, loss] for i, loss in enumerate(losses)]
-        charts.append({"kind": "lines", "title": "Curing", "xlabel": "step", "ylabel": "nats a token", "series": {"loss": points}})
+        charts.append(
+            {"kind": "lines", "title": "Curing", "xlabel": "step", "ylabel": "nats a token", "series": {"loss": points}}
+        )
     figures["bytes after"] = bytes_held(small)
     if share > 1:
         small = unfolded(small)

@@ -58,7 +58,11 @@ class Importance:
         start = random.random if by == "random" else np.zeros
         self.scores: dict[str, Array] = {s.name: start(s.size) for s in structures}
         self._index = {
-            s.name: [(module_name(p), p.axis, torch.from_numpy(np.asarray(p.index))) for p in s.places if self._matrix(p.tensor)]
+            s.name: [
+                (module_name(p), p.axis, torch.from_numpy(np.asarray(p.index)))
+                for p in s.places
+                if self._matrix(p.tensor)
+            ]
             for s in structures
         }
 

@@ -70,6 +70,20 @@ def loraprune(
         model,
         windows,
         Settings(
-            ratio, by, parts, steps, every, warm, cool, lr, rank, batch, uniform, spare_first, spare_last, multiple, seed
+            ratio,
+            by,
+            parts,
+            steps,
+            every,
+            warm,
+            cool,
+            lr,
+            rank,
+            batch,
+            uniform,
+            spare_first,
+            spare_last,
+            multiple,
+            seed,
         ),
     )

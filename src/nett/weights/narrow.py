@@ -34,7 +34,7 @@ def narrowed(model: Any, structures: Sequence[Structure], gone: Gone) -> Any:
             raise NettError(f"the blocks keep unequal numbers of {kind}: {sorted(sizes)}")
         if sizes:
             _tell(text, kind, structures, sizes.pop())
-    state = {name: tensor for name, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     return remade(model, config, state | cut_tensors(state, structures, gone))
 
 
@@ -126,4 +126,4 @@ def narrow_in_place(model: nn.Module, structures: Sequence[Structure], gone: Gon
         if isinstance(module, nn.Linear) and last == "weight":
             module.out_features, module.in_features = tensor.shape
         elif last == "weight" and hasattr(module, "nf"):
-            module.nf = tensor.shape[1]
+            setattr(module, "nf", tensor.shape[1])  # noqa: B010 - GPT-2's own name for its outputs

@@ -83,7 +83,9 @@ def pruned(model: Any, windows: Tensor, how: Settings) -> Shrunk:
     with torch.no_grad():
         far = float((small(input_ids=probe, use_cache=False).logits - hidden).abs().max())
     if not far <= CLOSE * max(1.0, float(hidden.abs().max())):
-        raise NettError(f"the model without the units answers otherwise than with them hidden: logits differ by {far:.2g}")
+        raise NettError(
+            f"the model without the units answers otherwise than with them hidden: logits differ by {far:.2g}"
+        )
     figures |= _told(structures, training.gone, losses) | {
         "parameters after": sum(p.numel() for p in small.parameters()),
         "weights of updates trained": training.trained,
@@ -91,7 +93,13 @@ def pruned(model: Any, windows: Tensor, how: Settings) -> Shrunk:
     }
     points = [[i, loss] for i, loss in enumerate(losses)]
     charts = [
-        {"kind": "lines", "title": "Training while pruning", "xlabel": "step", "ylabel": "nats a token", "series": {"loss": points}},
+        {
+            "kind": "lines",
+            "title": "Training while pruning",
+            "xlabel": "step",
+            "ylabel": "nats a token",
+            "series": {"loss": points},
+        },
         _kept_chart(structures, training.gone),
     ]
     return Shrunk(small, figures, notes, charts)
@@ -182,7 +190,8 @@ class _Training:
 def _told(structures: Sequence[Structure], gone: dict[str, Array], losses: Sequence[float]) -> dict[str, Any]:
     tenth = max(1, len(losses) // 10)
     kept = {
-        kind: {str(s.layer): s.size - len(gone[s.name]) for s in structures if s.kind == kind} for kind in ("heads", "mlp")
+        kind: {str(s.layer): s.size - len(gone[s.name]) for s in structures if s.kind == kind}
+        for kind in ("heads", "mlp")
     }
     return {
         "units kept": {kind: blocks for kind, blocks in kept.items() if blocks},
@@ -196,7 +205,16 @@ def _kept_chart(structures: Sequence[Structure], gone: dict[str, Array]) -> dict
     layers = sorted({s.layer for s in structures})
     words: dict[Literal["heads", "mlp"], str] = {"heads": "heads kept", "mlp": "channels kept"}
     series = {
-        said: [next((100 * (1 - len(gone[s.name]) / s.size) for s in structures if (s.layer, s.kind) == (i, kind)), 100.0) for i in layers]
+        said: [
+            next((100 * (1 - len(gone[s.name]) / s.size) for s in structures if (s.layer, s.kind) == (i, kind)), 100.0)
+            for i in layers
+        ]
         for kind, said in words.items()
     }
-    return {"kind": "grouped_bars", "title": "What each block keeps", "unit": "%", "labels": [f"block {i}" for i in layers], "series": series}
+    return {
+        "kind": "grouped_bars",
+        "title": "What each block keeps",
+        "unit": "%",
+        "labels": [f"block {i}" for i in layers],
+        "series": series,
+    }

@@ -99,7 +99,9 @@ def matrices(model: Any, structures: Iterable[Structure]) -> list[str]:
     return sorted((n for n in names if is_matrix(model.get_submodule(n))), key=natural)
 
 
-def input_masks(structures: Iterable[Structure], gone: Mapping[str, Array], widths: Mapping[str, int]) -> dict[str, Array]:
+def input_masks(
+    structures: Iterable[Structure], gone: Mapping[str, Array], widths: Mapping[str, int]
+) -> dict[str, Array]:
     """Layer -> float32 [in], 0 at the inputs that come from units that are gone: what hides a unit from the model.
 
     gone: structure's name -> numbers of its units. widths: layer -> number of its inputs.

@@ -21,7 +21,9 @@ def equal_counts(structures: Sequence[Structure], ratio: float, multiple: int = 
     first = {s.kind: s for s in structures}
     for structure in structures:
         if structure.size != first[structure.kind].size:
-            raise Refused(f"{structure.name} are {structure.size}, those of the first block {first[structure.kind].size}")
+            raise Refused(
+                f"{structure.name} are {structure.size}, those of the first block {first[structure.kind].size}"
+            )
     whole = sum(s.size * s.weights for s in first.values())
     left, counts = ratio * whole, {}
     for kind in ("heads", "mlp"):
