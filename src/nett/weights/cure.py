@@ -30,6 +30,7 @@ def tail_loss(student: Any, teacher: Any, on: Tail) -> Tensor:
     return functional.kl_div(s, t, reduction="batchmean", log_target=True)
 
 
+@torch.enable_grad()
 def cured(
     student: Any,
     stack: Stack,

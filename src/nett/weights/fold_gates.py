@@ -46,6 +46,7 @@ def penalty(gates: Tensor, kept: float, *, polarise: float, pull: float) -> Tens
     return polarise * apart.mean() + COUNT * (centre - kept) ** 2
 
 
+@torch.enable_grad()
 def trained_gates(
     model: Any,
     stack: Stack,

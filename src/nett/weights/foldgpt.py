@@ -12,6 +12,8 @@ from nett.core.errors import Refused
 from nett.core.registry import Between, method
 from nett.weights.protocol import Shrunk, Tensor
 
+QUICK = {"ratio": 0.4, "share": 2, "gate_steps": 4, "cure_steps": 4, "batch": 4}
+
 
 @method(
     papers=["P07"],

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from nett.core.registry import Between, method
 from nett.weights.protocol import Shrunk, Tensor
 
+QUICK = {"ratio": 0.5, "steps": 8, "every": 2, "batch": 4}
+
 
 @method(
     papers=["P64"],

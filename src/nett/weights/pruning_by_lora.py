@@ -136,6 +136,7 @@ class _Training:
         self.trained = sum(p.numel() for p in self.parts)
         self._widths = {name: int(one.a.shape[1]) for name, one in self.updates.items()}
 
+    @torch.enable_grad()
     def run(self, windows: Tensor) -> list[float]:
         """All steps; returns the loss of each."""
         how = self.how

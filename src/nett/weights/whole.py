@@ -95,7 +95,10 @@ def run_whole(
         before = json.loads(skeleton.model.config.to_json_string(use_diff=False))
 
         def change(config: dict[str, Any]) -> dict[str, Any]:
-            return config | {k: v for k, v in changes.items() if k in config or v != before.get(k)}
+            made = config | {k: v for k, v in changes.items() if k in config or v != before.get(k)}
+            read = type(shrunk.model.config).from_dict(made)  # fills in what follows from other entries, as head_dim
+            filled = json.loads(read.to_json_string(use_diff=False))
+            return made | {k: v for k, v in changes.items() if filled.get(k) != v}
 
         outputs += side_files_of(checkpoint, staging, dtype, change)
         outputs += [staging.add_file(name, content) for name, content in shrunk.files.items()]
