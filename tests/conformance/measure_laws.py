@@ -36,17 +36,17 @@ def answered(card: Card, paths: list[str]) -> Any:
     result = card.load()(paths, **card.resolve({}))
     if hasattr(result, "__iter__") and not isinstance(result, str | dict | list):
         result = list(result)
-    return _timeless(json.loads(json.dumps(result, default=_plain)))
+    return timeless(json.loads(json.dumps(result, default=_plain)))
 
 
 def _plain(value: Any) -> Any:
     return value.as_json() if hasattr(value, "as_json") else vars(value) if hasattr(value, "__dict__") else str(value)
 
 
-def _timeless(value: Any) -> Any:
+def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if "second" not in k}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+        return {k: timeless(v) for k, v in value.items() if "second" not in k}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def same_answer_twice(card: Card, folder: Path) -> None:

@@ -28,7 +28,7 @@ Law = Callable[[Card, Path], None]
 
 def laws(card: Card) -> list[Law]:
     if card.command or card.kind == "measure":
-        return list(measure_laws.LAWS)
+        return [same_answer_twice, looking_changes_nothing]
     if card.kind == "train":
         return list(importlib.import_module("conformance.train_laws").LAWS)
     if card.operands and card.operands[0] == "model":
@@ -120,6 +120,13 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: blob for name, blob in found.items() if name not in (receipts.NAME, receipts.PAGE)}
 
 
+def told(card: Card, folder: Path) -> Any:
+    """What a command that takes the user's paths says, without times."""
+    more = {"eval": text(folder)} if card.parameter("eval") else {}
+    parameters = card.resolve({"length": 24, "samples": 2, "threads": 1} | quick(card)) | more
+    return measure_laws.timeless(card.load()([str(model())], **parameters))
+
+
 # -- laws -------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +162,19 @@ def bits_are_kept(card: Card, folder: Path) -> None:
     receipt = ran(card, folder, folder / "out", format="compressed-tensors")
     bits = int(card.resolve(quick(card))["bits"])
     assert bits <= receipt["figures"]["bits_a_weight"] <= bits + 2.2
+
+
+def same_answer_twice(card: Card, folder: Path) -> None:
+    assert told(card, folder) == told(card, folder)
+
+
+def looking_changes_nothing(card: Card, folder: Path) -> None:
+    text(folder)
+    files = [*sorted(model().rglob("*")), *sorted(folder.rglob("*"))]
+    before = {f: f.read_bytes() for f in files if f.is_file()}
+    told(card, folder)
+    assert {f: f.read_bytes() for f in before} == before
+    assert [*sorted(model().rglob("*")), *sorted(folder.rglob("*"))] == files
 
 
 def same_run_same_bytes(card: Card, folder: Path) -> None:

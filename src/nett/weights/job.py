@@ -74,7 +74,7 @@ def plan_job(
     if not any(left):
         raise UsageError("--skip leaves no layer to work on", where=card.key)
     notes: list[str] = []
-    resolved = _with_group(dict(parameters), left, notes, card)
+    resolved = with_group(dict(parameters), left, notes)
     blocks = []
     for block in left:
         tasks = []
@@ -91,9 +91,7 @@ def plan_job(
     return Job(card, resolved, blocks, kept, other, notes)
 
 
-def _with_group(
-    parameters: dict[str, Any], blocks: Sequence[Sequence[Linear]], notes: list[str], card: Card
-) -> dict[str, Any]:
+def with_group(parameters: dict[str, Any], blocks: Sequence[Sequence[Linear]], notes: list[str]) -> dict[str, Any]:
     """``group`` 0 as the largest group that divides every row; one scale a row where none does."""
     if parameters.get("group") != 0:
         return parameters
