@@ -15,7 +15,7 @@ import numpy as np
 import nett
 from nett.core import receipt as receipts
 from nett.core.checkpoint import Checkpoint
-from nett.core.checkpoint.lora import CONFIG
+from nett.core.checkpoint.lora import CONFIG, WEIGHTS
 from nett.core.checkpoint.rows import RowsCheckpoint
 from nett.core.dtypes import DTYPES, Dtype
 from nett.core.edge import Edge
@@ -26,7 +26,7 @@ from nett.core.runner import thread_count
 from nett.core.sidefiles import model_files
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.merge.job import Job
-from nett.merge.lora_file import WEIGHTS, Spool, Tally
+from nett.merge.lora_file import Spool, Tally
 from nett.merge.lora_layout import Place, adapter_config, places_of
 from nett.merge.lora_stream import changes
 

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from nett.core.checkpoint import Checkpoint, OutputFile, TensorSpec
-from nett.core.checkpoint.lora import PREFIX
+from nett.core.checkpoint.lora import PREFIX, WEIGHTS
 from nett.core.checkpoint.writer import FileSpec
 from nett.core.dtypes import Array, Dtype, decode, encode
 from nett.core.errors import Refused
@@ -20,7 +20,6 @@ from nett.merge.heads import is_tied
 from nett.merge.lora_layout import Place, is_embedding, is_turned, keys, output_layer, wrapped_modules
 from nett.merge.lora_stream import Change
 
-WEIGHTS = "adapter_model.safetensors"
 _BLOCK = 1 << 24
 
 

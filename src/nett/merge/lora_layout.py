@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from nett.core.checkpoint import Checkpoint
 from nett.core.checkpoint.json_text import text_part
 from nett.core.checkpoint.lora import PREFIX
+from nett.core.checkpoint.lora_writing import config_json, factor_keys, is_causal
 from nett.core.errors import Refused
 from nett.merge.heads import is_tied
 from nett.merge.job import Job
 
 Kind = Literal["linear", "embedding", "bias", "whole"]
 _EMBEDDING = re.compile(r"embed|wte$|wpe$|^shared$|\.shared$")  # the last parts of the names that transformers uses
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
 _TURNED = ("gpt2", "openai-gpt", "imagegpt")  # model types whose layers are Conv1D: [in, out]
 
 
@@ -90,8 +88,7 @@ def _place(
 
 def output_layer(ground: Checkpoint) -> str | None:
     """The name of the output layer of a causal language model."""
-    architecture = ((ground.config() or {}).get("architectures") or [""])[0]
-    return "lm_head.weight" if architecture.endswith(_CAUSAL) else None
+    return "lm_head.weight" if is_causal(ground) else None
 
 
 def wrapped_modules(ground: Checkpoint, whole: Iterable[str]) -> list[str]:
@@ -102,36 +99,27 @@ def wrapped_modules(ground: Checkpoint, whole: Iterable[str]) -> list[str]:
 
 def keys(place: Place) -> tuple[str, str]:
     """The adapter's keys of a matrix's factors A and B."""
-    start = PREFIX + place.module
     if place.kind == "embedding":
-        return f"{start}.lora_embedding_A", f"{start}.lora_embedding_B"
-    return f"{start}.lora_A.weight", f"{start}.lora_B.weight"
+        return f"{PREFIX}{place.module}.lora_embedding_A", f"{PREFIX}{place.module}.lora_embedding_B"
+    return factor_keys(place.module)
 
 
 def adapter_config(ground: Checkpoint, placed: Mapping[str, Place], changed: Sequence[str], rank: int) -> bytes:
     """``adapter_config.json`` for the tensors that ``changed``: scaling 1, one rank for all."""
-    config = ground.config() or {}
     used = [placed[name] for name in changed]
     factored = {p.module for p in used if p.kind != "whole"}
     everything = {p.module for p in placed.values() if p.kind in ("linear", "embedding")}
     whole = sorted({p.module for p in used if p.kind == "whole"})
-    architecture = (config.get("architectures") or [""])[0]
-    said: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if architecture.endswith(_CAUSAL) else None,
-        "base_model_name_or_path": str(Path(ground.path).resolve()),
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": _short(factored, everything),
-        "modules_to_save": whole or None,
-        "bias": "lora_only" if any(p.kind == "bias" for p in used) else "none",
-        "fan_in_fan_out": any(p.turned for p in used),
-        "ensure_weight_tying": is_tied(ground) and any(p.kind == "whole" and is_embedding(p) for p in used),
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-    return (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
+    return config_json(
+        ground,
+        rank,
+        factored,
+        everything,
+        modules_to_save=whole or None,
+        bias="lora_only" if any(p.kind == "bias" for p in used) else "none",
+        fan_in_fan_out=any(p.turned for p in used),
+        ensure_weight_tying=is_tied(ground) and any(p.kind == "whole" and is_embedding(p) for p in used),
+    )
 
 
 def vocabulary(ground: Checkpoint) -> int | None:
@@ -144,12 +132,3 @@ def vocabulary(ground: Checkpoint) -> int | None:
 def is_embedding(place: Place) -> bool:
     """Told by the name. Those that are kept whole are tied ones."""
     return bool(_EMBEDDING.search(place.module.rpartition(".")[2]))
-
-
-def _short(factored: set[str], everything: set[str]) -> list[str]:
-    """Last parts of the modules' names where these mean the same modules, as people write them; else full names."""
-    found = set()
-    for last in {m.rpartition(".")[2] for m in factored}:
-        mine = {m for m in everything if m.rpartition(".")[2] == last}
-        found |= {last} if mine <= factored else mine & factored
-    return sorted(found)

@@ -12,13 +12,13 @@ import numpy as np
 
 from nett.core.cards import find_card
 from nett.core.checkpoint import Checkpoint
+from nett.core.checkpoint.lora import WEIGHTS
 from nett.core.checkpoint.safetensors import SafetensorsCheckpoint
 from nett.core.dtypes import Array
 from nett.core.low_rank import left_out
 from nett.core.runner import thread_count
 from nett.merge.as_lora import ground_of
 from nett.merge.job import Job
-from nett.merge.lora_file import WEIGHTS
 from nett.merge.lora_layout import keys, places_of
 from nett.merge.lora_stream import Change, changes
 

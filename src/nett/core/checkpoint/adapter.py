@@ -127,8 +127,8 @@ def open_adapter(path: Path, base: str | Path | None = None, *, dense: bool = Fa
 
     config = lora.read_config(path)
     weights: Checkpoint
-    if (path / "adapter_model.safetensors").is_file():
-        weights = SafetensorsCheckpoint(path, [path / "adapter_model.safetensors"])
+    if (path / lora.WEIGHTS).is_file():
+        weights = SafetensorsCheckpoint(path, [path / lora.WEIGHTS])
     elif (path / "adapter_model.bin").is_file():
         from nett.core.checkpoint.pickle import PickleCheckpoint
 

@@ -21,6 +21,7 @@ from nett.core.errors import Refused
 from nett.core.jit import jit
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
