@@ -6,7 +6,7 @@ Both are run block by block, so that memory is that of one block, the embeddings
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -70,11 +70,16 @@ class Quality:
 
 def compare(original: Skeleton, result: Skeleton, windows: Windows) -> Quality:
     """Both models on the windows. Raises Refused where they are no models of one vocabulary."""
+    return qualities(original, [result], windows)[0]
+
+
+def qualities(original: Skeleton, results: Sequence[Skeleton], windows: Windows) -> list[Quality]:
+    """Each of several models against the original, which is run once."""
     import torch
 
     ids = torch.from_numpy(windows.ids)
-    before, after = Walk(original, ids).through(), Walk(result, ids).through()
-    return compared(before, after, windows)
+    before = Walk(original, ids).through()
+    return [compared(before, Walk(result, ids).through(), windows) for result in results]
 
 
 def compared(before: Walk, after: Walk, windows: Windows) -> Quality:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nett.core.checkpoint import Checkpoint
 from nett.core.dtypes import Dtype
@@ -52,6 +54,17 @@ def model_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
     if "config.json" not in found or json.loads(found["config.json"]) != config:
         found["config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return dict(sorted(found.items())), notes
+
+
+def changed_files(
+    checkpoint: Checkpoint, dtype: Dtype | None, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, bytes], list[str]]:
+    """:func:`model_files` with another ``config.json``."""
+    found, notes = model_files(checkpoint)
+    if "config.json" in found:
+        config = change(json.loads(with_dtype(found["config.json"], dtype)))
+        found["config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return found, notes
 
 
 def with_dtype(config: bytes, dtype: Dtype | None) -> bytes:

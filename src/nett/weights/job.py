@@ -177,6 +177,9 @@ def figures(job: Job, skeleton: Skeleton, tokens: int, judged: int, *, disk: boo
 
 def bytes_written(job: Job, before: int) -> int:
     """About how large the result will be: exact but for headers and for methods that say nothing of bits."""
+    if "compressed" in job.card.operands:
+        tasks = [task for block in job.blocks for task in block]
+        return sum(2 * t.parameters["rank"] * (t.linear.rows + t.linear.columns) for t in tasks)
     size = float(before)
     for block in job.blocks:
         for task in block:

@@ -48,7 +48,8 @@ def work(
     disk: bool = False,
 ) -> Done:
     """All blocks, each into its part. ``windows``: int64 ``[n, length]`` where the kernel is calibrated."""
-    walk = Walk(skeleton, windows, disk=disk) if job.calibrated else None
+    ground = skeleton if compressed is None else compressed  # whose blocks the text goes through
+    walk = Walk(ground, windows, disk=disk) if job.calibrated else None
     done, known = Done(), {e["block"]: e for e in staging.entries if "block" in e}
     (staging.path / FOLDER).mkdir(exist_ok=True)
     report.begin("blocks", len(job.blocks), "blocks")
@@ -64,14 +65,14 @@ def work(
                     hint=f"Delete {staging.path} and run the same command again.",
                 )
         elif not tasks and walk is None:
-            digest = write_part(path, _rest(skeleton, number, {}, dtype))
+            digest = write_part(path, {} if fmt.added else _rest(skeleton, number, {}, dtype))
             staging.record(block=number, sha256=digest, layers=[], unseen=[])
             entry = staging.entries[-1]
         else:
             entry = _block(job, skeleton, fmt, staging, number, walk, compressed, dtype, path)
         _note(done, tasks, entry)
         if walk is not None and not last:
-            _pass_on(walk, skeleton, fmt, number, tasks, entry, read_part(path))
+            _pass_on(walk, ground, fmt, number, tasks, entry, read_part(path))
         report.step(1)
     report.end()
     return done
@@ -101,7 +102,7 @@ def _block(
     groups: list[list[Linear]] = [[layer] for layer in layers]
     moments: Mapping[str, Any] = {}
     if walk is not None:
-        with skeleton.block(number) as module:
+        with (compressed or skeleton).block(number) as module:
             groups = sharing(walk, module, layers)
             moments = moments_of(walk, module, groups, job.wanted)
     elif job.card.operands[0] == SHARED:
@@ -118,19 +119,26 @@ def _block(
             if expected is not None and not bool((value == expected).all()):
                 raise ProofFailed(f"layer {layer.module} would not be loaded as it was computed", where=staging.out)
             size = sum(t.numel() * t.element_size() for t in made.values())
+            known = moments.get(layer.name)
+            before = {}
+            if compressed is not None:
+                coarse = compressed.tensor(layer.weight).float()
+                before = {"error_before": _error(weight, coarse, known, job)}
+                value = coarse + value if fmt.added else value
             records.append(
                 {
                     "layer": layer.module,
                     "kind": kind,
                     "bits": round(8 * size / weight.numel(), 4),
-                    "error": _error(weight, value, moments.get(layer.name), job),
+                    **before,
+                    "error": _error(weight, value, known, job),
                     "seconds": round(seconds, 4),
                 }
             )
             tensors |= made
-    tensors = (
-        _rest(skeleton, number, tensors, dtype, {layer.weight for layer in layers if layer.name in seen}) | tensors
-    )
+    if not fmt.added:
+        gone = {layer.weight for layer in layers if layer.name in seen}
+        tensors = _rest(skeleton, number, tensors, dtype, gone) | tensors
     digest = write_part(path, tensors)
     unseen = [layer.module for layer in layers if layer.name not in seen]
     staging.record(block=number, sha256=digest, layers=records, unseen=unseen)
@@ -224,6 +232,8 @@ def _pass_on(
                 put(module, name, part[stored].float().to(skeleton.device))
         for task in tasks:
             if task.linear.module in kinds:
-                value = fmt.value(task.linear, part, kinds[task.linear.module])
-                put(module, f"{task.linear.name}.weight", value.float().to(skeleton.device))
+                value = fmt.value(task.linear, part, kinds[task.linear.module]).float().to(skeleton.device)
+                if fmt.added:
+                    value = skeleton.tensor(task.linear.weight).float() + value
+                put(module, f"{task.linear.name}.weight", value)
         walk.run(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from nett.core.errors import Refused
 from nett.core.registry import Card
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.weights import layerwise
-from nett.weights.formats import format_named
+from nett.weights.formats import format_for
 from nett.weights.job import figures, plan_job
-from nett.weights.outcome import finish, side_files_of
+from nett.weights.outcome import finish, put_files
+from nett.weights.pairing import check_pair
 from nett.weights.parts import FOLDER, joined, write_part
 from nett.weights.text import read_text
 
@@ -45,8 +47,12 @@ def run_linear(
     """See :func:`nett.weights.engine.run`."""
     import torch
 
-    skeleton, fmt = models[0], format_named(format)
+    skeleton, compressed = models[0], models[1] if len(models) > 1 else None
+    if compressed is not None:
+        check_pair(skeleton, compressed)
     job = plan_job(card, skeleton, parameters, skip=skip, per_layer=per_layer)
+    kind = getattr(torch, dtype.alias) if dtype is not None else None
+    fmt = format_for(job, format, kind)
     text = read_text(
         skeleton,
         calibration=calibration,
@@ -70,7 +76,7 @@ def run_linear(
     if dry_run:
         return {
             "plan": plan,
-            "files": [{"path": "model.safetensors", "at_most_bytes": plan["bytes_written"]}],
+            "files": [{"path": f"{fmt.stem}.safetensors", "at_most_bytes": plan["bytes_written"]}],
             "notes": notes,
         }
     began = time.monotonic()
@@ -88,7 +94,6 @@ def run_linear(
     )
     with staged(out, key) as staging:
         hashes = receipts.InputHashes(inputs)
-        kind = getattr(torch, dtype.alias) if dtype is not None else None
         windows = torch.from_numpy(text.calibration.ids) if text.calibration is not None else None
         done = layerwise.work(
             job,
@@ -96,27 +101,30 @@ def run_linear(
             fmt,
             staging,
             windows=windows,
-            compressed=models[1] if len(models) > 1 else None,
-            dtype=kind,
+            compressed=compressed,
+            dtype=None if fmt.added else kind,
             disk=disk,
         )
-        ground = staging.path / FOLDER / "ground.safetensors"
-        write_part(ground, layerwise.outside(skeleton, kind))
-        blocks = [staging.path / FOLDER / f"block-{i:05d}.safetensors" for i in range(len(skeleton))]
-        outputs = joined([ground, *blocks], staging, byte_size(shard_size))
+        parts = [staging.path / FOLDER / f"block-{i:05d}.safetensors" for i in range(len(skeleton))]
+        if not fmt.added:
+            parts.insert(0, staging.path / FOLDER / "ground.safetensors")
+            write_part(parts[0], layerwise.outside(skeleton, kind))
+        size = sys.maxsize if fmt.added else byte_size(shard_size)  # loaders of adapters know of one file only
+        outputs = joined(parts, staging, size, fmt.stem)
         worked = {w.linear.module for w in done.layers}
         kept = [name for name in skeleton.linear_names if name not in worked]
-        change = lambda config: fmt.config(config, done.layers, kept)  # noqa: E731
-        outputs += side_files_of(skeleton.checkpoint, staging, dtype, change)
+        files, said = fmt.files(models, done.layers, kept, dtype)
+        outputs += put_files(files, said, staging)
+        notes += said
         if done.unseen:
             notes.append(f"{len(done.unseen)} layers were not run on the calibration text and stay as they are")
         if job.kept:
             notes.append(f"{len(job.kept)} linear layers stay as they are (--skip)")
-        size = sum(r["bits"] * r_size for r, r_size in _sized(done))
+        bits = sum(r["bits"] * count for r, count in _sized(done))
         found = {
             "layers": len(done.records),
             "weights": job.weights,
-            "bits_a_weight": round(size / max(1, job.weights), 4),
+            "bits_a_weight": round(bits / max(1, job.weights), 4),
             "error": max((r["error"] for r in done.records), default=0.0),
         }
         rows = [{"name": r["layer"], **{k: v for k, v in r.items() if k != "layer"}} for r in done.records]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import numpy as np
 from nett.core import receipt as receipts
 from nett.core.aftercare import check_config
 from nett.core.blocks import Skeleton, open_skeleton
-from nett.core.checkpoint import Checkpoint, open_checkpoint
-from nett.core.dtypes import Dtype
+from nett.core.checkpoint import open_checkpoint
 from nett.core.edge import Edge
 from nett.core.errors import NettError, ProofFailed
 from nett.core.progress import report
-from nett.core.quality import Quality, compare
+from nett.core.quality import Quality, compare, qualities
 from nett.core.registry import Card
-from nett.core.sidefiles import model_files, with_dtype
 from nett.core.staging import Staging
 from nett.core.standing import beyond_measured
 from nett.core.windows import Windows
@@ -29,19 +26,10 @@ WINDOWS = "nett-eval.npy"  # the token ids that the result was judged by, so tha
 _AGAIN = 0.02  # relative difference of a mean that another machine's rounding may make
 
 
-def side_files_of(
-    checkpoint: Checkpoint,
-    staging: Staging,
-    dtype: Dtype | None,
-    change: Callable[[dict[str, Any]], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Config (changed) and tokenizer, written beside the weights."""
-    found, notes = model_files(checkpoint)
+def put_files(found: Mapping[str, bytes], notes: Sequence[str], staging: Staging) -> list[dict[str, Any]]:
+    """Small files beside the weights, as :func:`nett.core.sidefiles.changed_files` gives them; their output records."""
     for note in notes:
         report.say(note)
-    if "config.json" in found:
-        config = change(json.loads(with_dtype(found["config.json"], dtype)))
-        found["config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return [staging.add_file(name, content) for name, content in found.items()]
 
 
@@ -61,14 +49,18 @@ def finish(
     tensors: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Judge what lies in the staging folder, write the receipt and its page, and make the output appear."""
-    original = models[0]
-    quality = None
+    """Judge what lies in the staging folder, write the receipt and its page, and make the output appear.
+
+    Of two models, the second is what the output belongs to: it is judged as well, and its bytes are counted too.
+    """
+    original, quality, before = models[0], None, None
     with open_checkpoint(staging.path, dense=True) as written:
         checks = check_config(written)
         if judging is not None:
-            report.begin("judging", 1, "models")
-            quality = compare(original, open_skeleton(written, str(original.device)), judging)
+            report.begin("judging", len(models), "models")
+            results = [open_skeleton(written, str(original.device)), *models[1:]]
+            quality, *others = qualities(original, results, judging)
+            before = others[0] if others else None
             report.end()
             outputs.append(staging.add_file(WINDOWS, _npy(judging)))
     if quality is not None:
@@ -77,9 +69,10 @@ def finish(
     roles = ["original", "compressed"]
     inputs = [receipts.input_record(m.checkpoint, r, known) for m, r in zip(models, roles, strict=False)]
     size = sum(o["bytes"] for o in outputs)
+    whole = size + sum(i["bytes"] for i in inputs[1:])
     seconds = time.monotonic() - began
     sources = tuple(i["path"] for i in inputs)
-    freed = max(0, inputs[0]["bytes"] - size)
+    freed = max(0, inputs[0]["bytes"] - whole)
     edge = Edge("weights", str(staging.out), sources, card.key, freed, round(seconds, 3), None, "measured")
     receipt = receipts.new_receipt(
         card,
@@ -88,13 +81,17 @@ def finish(
         outputs=outputs,
         edges=[edge],
         checks=checks,
-        figures={**figures, **({"judged": quality.as_json()} if quality is not None else {})},
+        figures={
+            **figures,
+            **({"judged": quality.as_json()} if quality is not None else {}),
+            **({"judged_compressed": before.as_json()} if before is not None else {}),
+        },
         seconds=seconds,
-        quality=_rows(quality),
+        quality=_rows(quality, before),
         calibration=calibration.as_json() if calibration is not None else None,
         tensors=list(tensors),
         charts=list(charts),
-        notes=[*dict.fromkeys(n for m in models for n in m.checkpoint.notes), *notes, *beyond_measured(card, size)],
+        notes=[*dict.fromkeys(n for m in models for n in m.checkpoint.notes), *notes, *beyond_measured(card, whole)],
     )
     staging.write_file(receipts.NAME, receipts.as_bytes(receipt))
     from nett.core.report import receipt_page
@@ -107,25 +104,29 @@ def finish(
     return receipt
 
 
-def _rows(quality: Quality | None) -> list[dict[str, Any]]:
-    """The receipt's table: the original and the result on one text."""
+def _rows(quality: Quality | None, compressed: Quality | None) -> list[dict[str, Any]]:
+    """The receipt's table: the original, what it was compressed to before (if it was), and the result, on one text."""
     if quality is None:
         return []
-    found, text = quality.as_json(), Path(quality.windows.source).name
-    return [
-        {"model": "original", "text": text, "perplexity": found["perplexity_original"]},
-        {
-            "model": "result",
-            "text": text,
-            "perplexity": found["perplexity"],
-            "kl": found["kl"]["mean"],
-            "kl_interval": [found["kl"]["low"], found["kl"]["high"]],
-            "flips": found["flips"]["mean"],
-            "flips_interval": [found["flips"]["low"], found["flips"]["high"]],
-            "log_likelihood_change": found["change"]["mean"],
-            "log_likelihood_change_interval": [found["change"]["low"], found["change"]["high"]],
-        },
-    ]
+    text = Path(quality.windows.source).name
+    rows = [{"model": "original", "text": text, "perplexity": quality.as_json()["perplexity_original"]}]
+    for name, one in (("compressed", compressed), ("result", quality)):
+        if one is not None:
+            found = one.as_json()
+            rows.append(
+                {
+                    "model": name,
+                    "text": text,
+                    "perplexity": found["perplexity"],
+                    "kl": found["kl"]["mean"],
+                    "kl_interval": [found["kl"]["low"], found["kl"]["high"]],
+                    "flips": found["flips"]["mean"],
+                    "flips_interval": [found["flips"]["low"], found["flips"]["high"]],
+                    "log_likelihood_change": found["change"]["mean"],
+                    "log_likelihood_change_interval": [found["change"]["low"], found["change"]["high"]],
+                }
+            )
+    return rows
 
 
 def _finite(quality: Quality) -> dict[str, Any]:

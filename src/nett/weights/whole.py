@@ -15,8 +15,9 @@ from nett.core.blocks import Skeleton
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import Dtype
 from nett.core.registry import Card
+from nett.core.sidefiles import changed_files
 from nett.core.staging import check_target, file_state, staged, work_key
-from nett.weights.outcome import finish, side_files_of
+from nett.weights.outcome import finish, put_files
 from nett.weights.parts import FOLDER, joined, write_part
 from nett.weights.protocol import Shrunk
 from nett.weights.text import read_text
@@ -100,7 +101,7 @@ def run_whole(
             filled = json.loads(read.to_json_string(use_diff=False))
             return made | {k: v for k, v in changes.items() if filled.get(k) != v}
 
-        outputs += side_files_of(checkpoint, staging, dtype, change)
+        outputs += put_files(*changed_files(checkpoint, dtype, change), staging)
         outputs += [staging.add_file(name, content) for name, content in shrunk.files.items()]
         return finish(
             card,

@@ -11,6 +11,7 @@ from nett.core.checkpoint import lora
 from nett.core.checkpoint.base import Checkpoint
 from nett.core.checkpoint.json_text import text_part
 from nett.core.errors import Refused
+from nett.core.match import layer_number
 
 
 @final
@@ -137,7 +138,9 @@ class AdapterPlan:
             return
         size = self._vocabulary()
         embeddings = [
-            n for n in (*self.sums, *self.whole) if n in self.base.tensors and self.base.tensors[n].shape[:1] == (size,)
+            n
+            for n in (*self.sums, *self.whole)
+            if n in self.base.tensors and self.base.tensors[n].shape[:1] == (size,) and layer_number(n) is None
         ]
         if any(len(self.weights.tensors[self.whole[n]].shape) == 2 for n in self.added):
             self.config_changes["tie_word_embeddings"] = False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nett.core.errors import UsageError, did_you_mean
 from nett.weights.formats.base import Format
+from nett.weights.job import Job
 
-NAMES = ("auto", "compressed-tensors", "dense")
+NAMES = ("auto", "compressed-tensors", "dense", "adapter")
 
 
 def format_named(name: str) -> Format:
@@ -15,4 +18,24 @@ def format_named(name: str) -> Format:
 
     if name not in NAMES:
         raise UsageError(f"unknown format {name!r}.{did_you_mean(name, NAMES)}")
+    if name == "adapter":
+        raise UsageError(
+            "is for what is added to a compressed model, as nett weights eora does", where="--format adapter"
+        )
     return Dense() if name == "dense" else CompressedTensors()
+
+
+def format_for(job: Job, name: str, dtype: Any) -> Format:
+    """The format of a run: of what is added to a compressed model an adapter, else the format called so."""
+    if "compressed" not in job.card.operands:
+        return format_named(name)
+    if name not in ("auto", "adapter"):
+        raise UsageError(
+            f"format = {name!r}: what is added to a compressed model is written as an adapter",
+            where=job.card.key,
+            hint="One model of both: nett convert COMPRESSED+ADAPTER OUT",
+        )
+    from nett.weights.formats.adapter import Adapter
+
+    tasks = [task for block in job.blocks for task in block]
+    return Adapter(max(min(t.parameters["rank"], t.linear.rows, t.linear.columns) for t in tasks), dtype)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from nett.core.blocks import Linear
+from nett.core.blocks import Linear, Skeleton
+from nett.core.dtypes import Dtype
+from nett.core.sidefiles import changed_files
 from nett.weights.protocol import Answer, Tensor
 
 
@@ -18,9 +20,15 @@ class Written(NamedTuple):
 
 
 class Format(ABC):
-    """Abstract; the finals are the files beside this one."""
+    """Abstract; the finals are the files beside this one.
+
+    ``added``: a layer's value is added to the compressed model's, of which nothing is written. ``stem``: what the file of
+    weights is called.
+    """
 
     name: str
+    added: ClassVar[bool] = False
+    stem: ClassVar[str] = "model"
 
     @abstractmethod
     def tensors(self, linear: Linear, answer: Answer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -33,6 +41,12 @@ class Format(ABC):
     def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
         """``config.json`` of the result; ``kept`` are the names of all linear layers that stayed as they were."""
         return config
+
+    def files(
+        self, models: Sequence[Skeleton], layers: Sequence[Written], kept: Sequence[str], dtype: Dtype | None
+    ) -> tuple[dict[str, bytes], list[str]]:
+        """The small files beside the weights: config (changed) and tokenizer; and what is to be said of them."""
+        return changed_files(models[0].checkpoint, dtype, lambda config: self.config(config, layers, kept))
 
     def notes(self, layers: Sequence[Written]) -> list[str]:
         """What a reader should know of who loads this."""
