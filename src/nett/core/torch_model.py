@@ -16,8 +16,9 @@ from typing import Any, final
 
 import numpy as np
 
-from nett.core.checkpoint import Checkpoint
+from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.errors import Refused, missing_extra
+from nett.core.ragged import MARK, fit_widths
 from nett.core.sidefiles import model_files
 
 
@@ -25,8 +26,12 @@ def model(source: Path | Checkpoint) -> Any:
     """The model of a Hugging Face folder, or of an open checkpoint."""
     transformers = transformers_here()
     if isinstance(source, Path):
-        kind, _ = kind_of(source)
-        return kind.from_pretrained(str(source))
+        kind, config = kind_of(source)
+        if not hasattr(config, MARK):
+            with quiet():
+                return kind.from_pretrained(str(source))
+        with open_checkpoint(source) as checkpoint:
+            return model(checkpoint)
     with described(source) as folder:
         kind, config = kind_of(folder)
         if getattr(config, "quantization_config", None):
@@ -38,10 +43,31 @@ def model(source: Path | Checkpoint) -> Any:
         more = {}
         if (folder / "generation_config.json").is_file():
             more["generation_config"] = transformers.GenerationConfig.from_pretrained(str(folder))
+        if hasattr(config, MARK):
+            return _ragged(kind, config, source)
         state = {name: Slice(source, name) for name in source.tensors}
-        made = kind.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)
+        with quiet():
+            made = kind.from_pretrained(None, config=config, state_dict=state, dtype="auto", **more)
     made.config.name_or_path = made.name_or_path = str(source.path)
     return made
+
+
+def _ragged(kind: Any, config: Any, source: Checkpoint) -> Any:
+    """A model whose blocks differ in width: built as the config says, fitted to its tensors, and filled with them."""
+    import torch
+
+    slices = {name: Slice(source, name) for name in source.tensors}
+    kinds = {s.dtype for s in slices.values() if s.is_floating_point()}
+    made = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    made.to(kinds.pop() if len(kinds) == 1 else torch.float32)
+    fit_widths(made, source.tensors)
+    lost, strange = made.load_state_dict({name: s[...] for name, s in slices.items()}, strict=False)
+    made.tie_weights()
+    tied = set(getattr(made, "_tied_weights_keys", None) or ())
+    if strange or set(lost) - tied:
+        raise Refused(f"does not hold the tensors of its config: {(strange or lost)[0]!r}", where=source.path)
+    made.config.name_or_path = made.name_or_path = str(source.path)
+    return made.eval()
 
 
 def tokenizer(source: Path | Checkpoint) -> Any:
@@ -66,6 +92,22 @@ def kind_of(folder: Path) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(str(folder))
     named = getattr(transformers, (config.architectures or [""])[0] or "-", None)
     return named or transformers.AutoModelForCausalLM, config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bar and report: what it misses is read from its answer, or is an error."""
+    transformers = transformers_here()
+    words = transformers.utils.logging
+    level, bars = words.get_verbosity(), words.is_progress_bar_enabled()
+    words.set_verbosity(words.CRITICAL)
+    words.disable_progress_bar()
+    try:
+        yield
+    finally:
+        words.set_verbosity(level)
+        if bars:
+            words.enable_progress_bar()
 
 
 @contextmanager

@@ -95,7 +95,8 @@ class Shrunk:
 
     model: the module, smaller, its ``config`` saying so, in float32; written with ``save_pretrained``'s names in the
     type that the original has. figures: for the receipt. files: small files that go beside the weights. charts: for
-    the report, as :func:`nett.core.report.charts.add` takes them.
+    the report, as :func:`nett.core.report.charts.add` takes them. ragged: its blocks differ in width, which its config
+    cannot say: only nett loads it.
     """
 
     model: Any
@@ -103,3 +104,4 @@ class Shrunk:
     notes: Sequence[str] = ()
     charts: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    ragged: bool = False

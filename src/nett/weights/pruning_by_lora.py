@@ -78,7 +78,7 @@ def pruned(model: Any, windows: Tensor, how: Settings) -> Shrunk:
         narrow_in_place(small, structures, training.gone)
         notes.append(
             "The blocks differ in width, which configs of transformers and vLLM cannot say: stock loaders refuse this model. "
-            "Use --uniform for one that they load."
+            "nett.load(FOLDER, as_model=True) makes it. Use --uniform for one that they load."
         )
     with torch.no_grad():
         far = float((small(input_ids=probe, use_cache=False).logits - hidden).abs().max())
@@ -102,7 +102,7 @@ def pruned(model: Any, windows: Tensor, how: Settings) -> Shrunk:
         },
         _kept_chart(structures, training.gone),
     ]
-    return Shrunk(small, figures, notes, charts)
+    return Shrunk(small, figures, notes, charts, ragged=not how.uniform)
 
 
 def _spared(blocks: int, how: Settings) -> set[int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nett.core.errors import Refused
 from nett.core.layer_lists import COUNTS, recut
+from nett.core.torch_model import quiet
 
 Between = Callable[[int, Tensor, Tensor], Tensor]  # number of the block, what went in, what came out -> what goes on
 
@@ -106,7 +107,7 @@ def remade(model: Any, config: Any, state: Mapping[str, Tensor]) -> Any:
     """
     config._attn_implementation = model.config._attn_implementation
     copies = {name: tensor.detach().clone() for name, tensor in state.items()}
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         try:
             made, seen = type(model).from_pretrained(
                 None, config=config, state_dict=copies, dtype=model.dtype, output_loading_info=True
@@ -126,20 +127,3 @@ def remade(model: Any, config: Any, state: Mapping[str, Tensor]) -> Any:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar and report: what it misses is read from its answer."""
-    import transformers
-
-    words = transformers.utils.logging
-    level, bars = words.get_verbosity(), words.is_progress_bar_enabled()
-    words.set_verbosity(words.CRITICAL)
-    words.disable_progress_bar()
-    try:
-        yield
-    finally:
-        words.set_verbosity(level)
-        if bars:
-            words.enable_progress_bar()

@@ -14,6 +14,7 @@ from nett.core import torch_model
 from nett.core.blocks import Skeleton
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import Dtype
+from nett.core.ragged import MARK
 from nett.core.registry import Card
 from nett.core.sidefiles import changed_files
 from nett.core.staging import check_target, file_state, staged, work_key
@@ -99,7 +100,8 @@ def run_whole(
             made = config | {k: v for k, v in changes.items() if k in config or v != before.get(k)}
             read = type(shrunk.model.config).from_dict(made)  # fills in what follows from other entries, as head_dim
             filled = json.loads(read.to_json_string(use_diff=False))
-            return made | {k: v for k, v in changes.items() if filled.get(k) != v}
+            mark = {MARK: "by block"} if shrunk.ragged else {}
+            return made | {k: v for k, v in changes.items() if filled.get(k) != v} | mark
 
         outputs += put_files(*changed_files(checkpoint, dtype, change), staging)
         outputs += [staging.add_file(name, content) for name, content in shrunk.files.items()]

@@ -16,6 +16,7 @@ import numpy as np
 
 from nett.core.checkpoint import Checkpoint
 from nett.core.errors import Refused, missing_extra
+from nett.core.ragged import MARK, fit_widths
 from nett.core.torch_model import described
 
 
@@ -186,6 +187,8 @@ def open_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
                 f"is no language model that transformers {transformers.__version__} can build: {text}",
                 where=checkpoint.path,
             ) from error
+    if hasattr(config, MARK):
+        fit_widths(model, checkpoint.tensors)
     model.eval().requires_grad_(False)
     for name, buffer in list(model.named_buffers()):
         if buffer.device.type != device:
