@@ -6,7 +6,6 @@ with the values that a loader makes of them, and so comes to the same bytes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -14,15 +13,15 @@ from typing import Any, final
 from nett.core.blocks import Linear, Skeleton, Walk
 from nett.core.blocks.skeleton import put
 from nett.core.errors import NettError, ProofFailed
-from nett.core.moments import NAMES
 from nett.core.progress import report
 from nett.core.receipt import file_sha256
-from nett.core.registry import Card
 from nett.core.staging import Staging
+from nett.weights.answering import answers, cast
+from nett.weights.folding import Fold, folds, ordered
 from nett.weights.formats.base import Format, Written
 from nett.weights.job import Job, Task
 from nett.weights.parts import FOLDER, read_part, write_part
-from nett.weights.protocol import SHARED, Answer, Quantised, Tensor
+from nett.weights.protocol import SHARED, Quantised, Tensor
 from nett.weights.watching import moments_of, sharing
 
 
@@ -34,6 +33,9 @@ class Done:
     layers: list[Written] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     unseen: list[Linear] = field(default_factory=list)
+    folded: int = 0  # layers whose inputs are scaled
+    unplaced: int = 0  # layers whose inputs cannot be
+    places: dict[str, Fold] = field(default_factory=dict)  # where they are, in the last block that was worked on
 
 
 def work(
@@ -66,10 +68,10 @@ def work(
                 )
         elif not tasks and walk is None:
             digest = write_part(path, {} if fmt.added else _rest(skeleton, number, {}, dtype))
-            staging.record(block=number, sha256=digest, layers=[], unseen=[])
+            staging.record(block=number, sha256=digest, layers=[], unseen=[], folded=0, unplaced=0)
             entry = staging.entries[-1]
         else:
-            entry = _block(job, skeleton, fmt, staging, number, walk, compressed, dtype, path)
+            entry = _block(job, skeleton, fmt, staging, number, walk, compressed, dtype, path, done.places)
         _note(done, tasks, entry)
         if walk is not None and not last:
             _pass_on(walk, ground, fmt, number, tasks, entry, read_part(path))
@@ -84,6 +86,8 @@ def _note(done: Done, tasks: Sequence[Task], entry: Mapping[str, Any]) -> None:
         done.layers.append(Written(by_name[record["layer"]], record["kind"]))
         done.records.append({k: v for k, v in record.items() if k != "kind"})
     done.unseen += [by_name[name] for name in entry["unseen"]]
+    done.folded += entry["folded"]
+    done.unplaced += entry["unplaced"]
 
 
 def _block(
@@ -96,6 +100,7 @@ def _block(
     compressed: Skeleton | None,
     dtype: Any,
     path: Any,
+    places: dict[str, Fold],
 ) -> Mapping[str, Any]:
     tasks = {t.linear.name: t for t in job.blocks[number]}
     layers = [t.linear for t in tasks.values()]
@@ -103,16 +108,26 @@ def _block(
     moments: Mapping[str, Any] = {}
     if walk is not None:
         with (compressed or skeleton).block(number) as module:
-            groups = sharing(walk, module, layers)
+            groups = [alike for group in sharing(walk, module, layers) for alike in _alike(group, tasks)]
             moments = moments_of(walk, module, groups, job.wanted)
+            if "source" in job.card.operands:
+                found = folds(walk, module, groups, layers, places)
+                places.clear()
+                places |= found
+                groups = ordered(groups, places)
     elif job.card.operands[0] == SHARED:
         raise NettError(f"{job.card.key} works on layers that share an input, but asks for no moments")
     seen = {layer.name for group in groups for layer in group}
-    tensors: dict[str, Tensor] = {}
+    stored, tensors = skeleton.block_names(number), dict[str, Tensor]()
+    changed: dict[str, Tensor] = {}  # what scales were folded into
     records: list[dict[str, Any]] = []
+    folded, unplaced = 0, sum(len(g) for g in groups if g[0].name not in places)
     for group in groups:
-        own = [tasks[layer.name].parameters for layer in group]
-        for layer, weight, answer, seconds in answers(job.card, skeleton, compressed, group, own, moments, dtype):
+        own, fold = [tasks[layer.name].parameters for layer in group], places.get(group[0].name)
+        made_of = answers(
+            job.card, skeleton, compressed, group, own, moments, dtype, changed=changed, source=fold and fold.source
+        )
+        for layer, weight, answer, seconds, scale in made_of:
             made, kind = fmt.tensors(layer, answer)
             value = fmt.value(layer, made, kind)
             expected = answer.dense() if isinstance(answer, Quantised) else None
@@ -125,6 +140,8 @@ def _block(
                 coarse = compressed.tensor(layer.weight).float()
                 before = {"error_before": _error(weight, coarse, known, job)}
                 value = coarse + value if fmt.added else value
+            if scale is not None:
+                value = value.float() / scale
             records.append(
                 {
                     "layer": layer.module,
@@ -136,53 +153,31 @@ def _block(
                 }
             )
             tensors |= made
+        if fold is not None and made_of[0].scale is not None:
+            folded += len(group)
+            held = {n: changed.get(stored[n], skeleton.tensor(stored[n])) for n in fold.names}
+            divided = fold.divided(held, made_of[0].scale).items()
+            changed |= {stored[n]: t.to(dtype or held[n].dtype) for n, t in divided}
     if not fmt.added:
         gone = {layer.weight for layer in layers if layer.name in seen}
-        tensors = _rest(skeleton, number, tensors, dtype, gone) | tensors
+        rest = _rest(skeleton, number, tensors, dtype, gone)
+        tensors = rest | {n: t for n, t in changed.items() if n in rest} | tensors
     digest = write_part(path, tensors)
     unseen = [layer.module for layer in layers if layer.name not in seen]
-    staging.record(block=number, sha256=digest, layers=records, unseen=unseen)
+    order = {layer.module: place for place, layer in enumerate(layers)}
+    records.sort(key=lambda r: order[r["layer"]])
+    staging.record(block=number, sha256=digest, layers=records, unseen=unseen, folded=folded, unplaced=unplaced)
     return staging.entries[-1]
 
 
-def answers(
-    card: Card,
-    skeleton: Skeleton,
-    compressed: Skeleton | None,
-    group: Sequence[Linear],
-    parameters: Sequence[Mapping[str, Any]],
-    moments: Mapping[str, Any],
-    dtype: Any = None,
-) -> list[tuple[Linear, Tensor, Answer, float]]:
-    """Each layer of a group (layers that share an input, with their parameters) with its weight, what the kernel made
-    of it, and the seconds that took."""
-    kernel, operands = card.kernel(), card.operands
-
-    def given(name: str, layer: Linear) -> Any:
-        if name in NAMES:
-            return moments[layer.name][name]
-        if name == "bias":
-            stored = f"{layer.module}.bias"
-            return skeleton.tensor(stored) if stored in skeleton.checkpoint.tensors else None
-        source = compressed if name == "compressed" else skeleton
-        if source is None:
-            raise NettError(f"{card.key} takes the compressed model too")
-        return _as(source.tensor(layer.weight), dtype)
-
-    began = time.perf_counter()
-    if operands[0] == SHARED:
-        weights = [given("weight", layer) for layer in group]
-        more = [given(name, group[0]) for name in operands[1:]]
-        found = list(kernel(weights, *more, **parameters[0]))
-        each = (time.perf_counter() - began) / len(group)
-        return [(layer, w, a, each) for layer, w, a in zip(group, weights, found, strict=True)]
-    each_one = []
-    for layer, own in zip(group, parameters, strict=True):
-        began = time.perf_counter()
-        arguments = [given(name, layer) for name in operands]
-        answer = kernel(*arguments, **own)
-        each_one.append((layer, arguments[0], answer, time.perf_counter() - began))
-    return each_one
+def _alike(group: Sequence[Linear], tasks: Mapping[str, Task]) -> list[list[Linear]]:
+    """A group cut into those layers that have the same parameters."""
+    found: list[list[Linear]] = []
+    for layer in group:
+        same = (g for g in found if tasks[g[0].name].parameters == tasks[layer.name].parameters)
+        place = next(same, None)
+        found.append([layer]) if place is None else place.append(layer)
+    return found
 
 
 def _error(weight: Tensor, value: Tensor, moments: Any, job: Job) -> float:
@@ -197,22 +192,18 @@ def _error(weight: Tensor, value: Tensor, moments: Any, job: Job) -> float:
     return over / under if under else 0.0
 
 
-def _as(tensor: Tensor, dtype: Any) -> Tensor:
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
-
-
 def _rest(
     skeleton: Skeleton, number: int, made: Mapping[str, Tensor], dtype: Any, replaced: Any = frozenset()
 ) -> dict[str, Tensor]:
     """What else lies in a block: norms, biases, layers that stay; as it is, in the output's type."""
     names = [n for n in skeleton.block_names(number).values() if n not in replaced and n not in made]
-    return {n: _as(skeleton.tensor(n), dtype) for n in names}
+    return {n: cast(skeleton.tensor(n), dtype) for n in names}
 
 
 def outside(skeleton: Skeleton, dtype: Any) -> dict[str, Tensor]:
     """Everything outside the blocks: embeddings, last norm, output layer."""
     inside = {n for i in range(len(skeleton)) for n in skeleton.block_names(i).values()}
-    return {n: _as(skeleton.tensor(n), dtype) for n in skeleton.checkpoint.tensors if n not in inside}
+    return {n: cast(skeleton.tensor(n), dtype) for n in skeleton.checkpoint.tensors if n not in inside}
 
 
 def _pass_on(

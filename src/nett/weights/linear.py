@@ -116,6 +116,11 @@ def run_linear(
         files, said = fmt.files(models, done.layers, kept, dtype)
         outputs += put_files(files, said, staging)
         notes += said
+        if "source" in card.operands:
+            said_too = (
+                f"the inputs of {done.folded} of {len(done.records)} layers are scaled, folded into what stands before"
+            )
+            notes.append(f"{said_too}; for {done.unplaced} there is no place for that" if done.unplaced else said_too)
         if done.unseen:
             notes.append(f"{len(done.unseen)} layers were not run on the calibration text and stay as they are")
         if job.kept:

@@ -6,15 +6,18 @@ A method of kind *reduce* is a pure kernel on torch tensors, wherever they lie; 
 wider, and return what they return in that type). ``weights`` instead: those of all layers that share one input, which
 the answer is a list for. ``bias``: ``[out]`` or None. Behind them the moments of the layer's inputs x over the tokens of the
 calibration text, each asked for by its name (:mod:`nett.core.moments`): ``gram`` (mean of x x^T), ``squares`` (mean
-of x^2), ``means``, ``magnitudes`` (mean of \\|x\\|), ``largest`` (of \\|x\\|); float32. ``compressed``: what another compression made of ``weight``, dense; the command
-then takes two models. Such kernels are driven block by block (:mod:`nett.weights.layerwise`).
+of x^2), ``means``, ``magnitudes`` (mean of \\|x\\|), ``largest`` (of \\|x\\|); float32. ``source``: int64 ``[in]``, for
+each input the entry of the tensor before that it is proportional to, so that it may be scaled there at no cost
+(:mod:`nett.weights.folding`); None where there is no such tensor. ``compressed``: what another compression made of
+``weight``, dense; the command then takes two models. Such kernels are driven block by block
+(:mod:`nett.weights.layerwise`).
 
 ``model, windows``: the whole model as a module of transformers in float32, and token windows int64 ``[n, length]``;
 ``model`` alone where no text is needed. The kernel may change that module, and returns it in a :class:`Shrunk`
 (:mod:`nett.weights.whole`).
 
 What a linear kernel returns is a tensor of the shape and type of ``weight`` (pruned), a :class:`Quantised` or
-:class:`Factors`. Laws: the same call gives the same bits; inputs are not written to; the result does not depend on
+:class:`Factors`; one that sees ``source`` may return them :class:`Scaled`. Laws: the same call gives the same bits; inputs are not written to; the result does not depend on
 the device's thread count beyond rounding; with the card's ``identity`` parameters the weight comes back; what is
 written loads as it was computed; a bad parameter is named with its range.
 
@@ -86,6 +89,16 @@ class Factors:
 
 
 Answer = Tensor | Quantised | Factors
+
+
+@final
+@dataclass(frozen=True)
+class Scaled:
+    """Answers for layers whose inputs are divided by ``scale`` float32 [in] in the tensor before: each stands for
+    ``weight * scale``. ``scale`` is positive, and the same for all inputs that have one ``source``."""
+
+    answers: Sequence[Answer]
+    scale: Tensor
 
 
 @final

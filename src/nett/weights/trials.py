@@ -16,7 +16,7 @@ from nett.core.dtypes import Array
 from nett.core.progress import report
 from nett.core.quality import Estimate, estimate
 from nett.core.registry import Card
-from nett.weights.layerwise import answers
+from nett.weights.answering import answers
 from nett.weights.watching import moments_of, sharing
 
 
@@ -87,7 +87,7 @@ def try_all(
                 for setting, parameters in settings.items():
                     values, nbytes = {}, 0
                     for group in filter(None, inside):
-                        for layer, _, answer, _ in answers(
+                        for layer, _, answer, *_ in answers(
                             card, skeleton, None, group, [parameters] * len(group), moments
                         ):
                             values[layer.name] = answer if isinstance(answer, torch.Tensor) else answer.dense()

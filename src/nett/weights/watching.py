@@ -21,7 +21,7 @@ def sharing(walk: Walk, module: Any, layers: Sequence[Linear]) -> list[list[Line
             groups.setdefault(id(given), []).append(layer)
 
     with watched(module, layers, look):
-        walk.run(module, keep=False, first=True)
+        walk.first(module)
     return list(groups.values())
 
 

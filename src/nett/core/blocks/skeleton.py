@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -51,6 +52,8 @@ class Skeleton:
         self.ground_names = [n for n in names if not n.startswith(f"{self.stack}.")]
         self.stored = stored_names(model, names, checkpoint.tensors)
         self._check()
+        for name, bits in getattr(checkpoint, "rounded", {}).items():
+            model.get_submodule(name).register_forward_pre_hook(partial(_rounded, bits))
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -154,6 +157,16 @@ class Skeleton:
                     f"tensor {name!r} has the shape {list(info.shape)}, its config says {list(parameter.shape)}",
                     where=self.checkpoint.path,
                 )
+
+
+def _rounded(bits: int, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A module's inputs at whole numbers of ``bits`` bits around zero with a scale a token, as compressed-tensors
+    rounds activations while a model runs."""
+    inputs, *more = given
+    scale = inputs.abs().amax(-1, keepdim=True) / ((2**bits - 1) / 2)
+    scale = scale.where(scale > 0, scale.new_ones(()))
+    codes = (inputs / scale).round_().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return (codes.mul_(scale), *more)
 
 
 def put(root: Any, name: str, value: Any) -> None:

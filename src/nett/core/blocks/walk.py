@@ -65,16 +65,21 @@ class Walk:
             self.hidden[i] = place.copy_(hidden)
             at += hidden.numel()
 
-    def run(self, module: Any, *, keep: bool = True, first: bool = False) -> None:
-        """Every batch through the block ``at`` (or the ``first`` window alone); with ``keep`` its output takes the
-        place of its input, and the walk is a block further."""
+    def first(self, module: Any) -> Any:
+        """The output ``[1, length, width]`` of the block ``at`` on the first window."""
+        import torch
+
+        with torch.no_grad():
+            out = module(self.hidden[0][:1].to(self.skeleton.device), **self._called(self.hidden[0], 1))
+        return out[0] if isinstance(out, tuple) else out
+
+    def run(self, module: Any, *, keep: bool = True) -> None:
+        """Every batch through the block ``at``; with ``keep`` its output takes the place of its input, and the walk
+        is a block further."""
         import torch
 
         with torch.no_grad():
             for i, hidden in enumerate(self.hidden):
-                if first:
-                    module(hidden[:1].to(self.skeleton.device), **self._called(hidden, 1))
-                    return
                 out = module(hidden.to(self.skeleton.device), **self._called(hidden, len(hidden)))
                 out = out[0] if isinstance(out, tuple) else out
                 if keep and not self._disk:

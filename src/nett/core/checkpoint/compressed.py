@@ -50,7 +50,8 @@ class _Weight:
 class CompressedCheckpoint(Checkpoint):
     """A folder of the compressed-tensors formats pack-quantized, int-, float- and naive-quantized or dense.
 
-    ``skipped``: tensors that are not weights (scales of activations and caches).
+    ``skipped``: tensors that are not weights (scales of activations and caches). ``rounded``: modules whose inputs are
+    rounded while the model runs -> to how many bits, with a scale a token.
     """
 
     format = "compressed-tensors"
@@ -94,6 +95,8 @@ class CompressedCheckpoint(Checkpoint):
             else:
                 tensors[name] = info
         self.tensors = tensors
+        rounded = ((name, w.scheme.inputs) for name, w in self._weights.items())
+        self.rounded = {name.removesuffix(".weight"): bits for name, bits in rounded if bits}
         self.notes = self._said()
 
     def _wrong(self, name: str, what: str) -> Refused:

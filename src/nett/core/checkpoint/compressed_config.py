@@ -26,7 +26,8 @@ _STRATEGIES = ("tensor", "channel", "group", "block")
 @dataclass(frozen=True)
 class Scheme:
     """How the weights of one group of modules are stored. ``group``: columns that share a scale; ``block``: rows and
-    columns that do; 0 where the strategy is another."""
+    columns that do; 0 where the strategy is another. ``inputs``: bits that a module's inputs are rounded to, a scale a
+    token, when it runs; 0 for not."""
 
     targets: tuple[str, ...]
     format: str
@@ -36,6 +37,7 @@ class Scheme:
     strategy: str
     group: int
     block: tuple[int, int]
+    inputs: int = 0
 
     @property
     def label(self) -> str:
@@ -137,7 +139,17 @@ def _scheme(name: str, group: Mapping[str, Any], overall: str, where: Path) -> S
         str(strategy),
         int(size),
         block if strategy == "block" and block is not None else (0, 0),
+        _inputs(group.get("input_activations")),
     )
+
+
+def _inputs(said: Any) -> int:
+    """Bits of inputs that are rounded around zero, a scale a token, as integers; 0 for anything else."""
+    if not isinstance(said, dict) or not said.get("dynamic") or said.get("strategy") != "token":
+        return 0
+    integers = str(said.get("type", "int")).lower() == "int" and said.get("symmetric", True)
+    bits = said.get("num_bits", 8)
+    return bits if integers and type(bits) is int and bits in BITS else 0
 
 
 def _implied(size: Any, block: tuple[int, int] | None) -> str:
