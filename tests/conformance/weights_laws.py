@@ -20,7 +20,7 @@ from nett.core.registry import Card
 from nett.core.staging import Staging
 from nett.core.tiny import write_llama
 from nett.weights import engine
-from nett.weights.protocol import Factors, Quantised
+from nett.weights.protocol import Factors, Quantised, Scaled
 from support.shared import made_once
 
 Law = Callable[[Card, Path], None]
@@ -44,6 +44,8 @@ def laws(card: Card) -> list[Law]:
         found.append(identity)
     if card.parameter("bits"):
         found.append(bits_are_kept)
+    if "source" in card.operands:
+        found.append(scales_can_be_folded)
     return found
 
 
@@ -64,6 +66,7 @@ def operands(card: Card, *, dead: bool = False, seed: int = 0) -> list[Any]:
         "weights": [weight, weight.flip(0)[:5].clone()],
         "bias": torch.arange(12.0),
         "compressed": (weight * 4).round() / 4,
+        "source": torch.arange(64) // 2,  # two inputs follow each entry before, as with grouped heads
     }
     return [known[name] if name in known else moments[name] for name in card.operands]
 
@@ -157,6 +160,18 @@ def identity(card: Card, folder: Path) -> None:
         assert torch.equal(one if isinstance(one, torch.Tensor) else one.dense(), weight)
 
 
+def scales_can_be_folded(card: Card, folder: Path) -> None:
+    """A scale is positive and one for all inputs that follow one entry; without such entries nothing is scaled."""
+    given = operands(card)
+    for dead in (False, True):
+        answer = card.load()(*operands(card, dead=dead), **quick(card))
+        if isinstance(answer, Scaled):
+            assert answer.scale.shape == (64,) and bool((answer.scale > 0).all())
+            assert torch.equal(answer.scale[::2], answer.scale[1::2])
+    given[card.operands.index("source")] = None
+    assert not isinstance(card.load()(*given, **quick(card)), Scaled)
+
+
 def bits_are_kept(card: Card, folder: Path) -> None:
     """What lies on disk is what was asked for, one bit more at most, and a scale of 32 bits for each 32 columns."""
     receipt = ran(card, folder, folder / "out", format="compressed-tensors")
@@ -194,14 +209,14 @@ def loads_as_it_was_measured(card: Card, folder: Path) -> None:
     if (folder / "out" / "adapter_config.json").is_file():
         return
     pytest.importorskip("compressed_tensors")
-    with open_checkpoint(folder / "out", dense=True) as checkpoint:
-        from nett.core import torch_model
+    from nett.core import torch_model
+    from nett.core.blocks import Walk, open_skeleton
 
-        ours = torch_model.model(checkpoint).float().eval()
-    theirs = torch_model.model(folder / "out").eval()
     ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert float((ours(ids).logits - theirs(ids).logits).abs().max()) < 1e-3
+    theirs = torch_model.model(folder / "out").eval()
+    with open_checkpoint(folder / "out", dense=True) as checkpoint, torch.no_grad():
+        for _, ours in Walk(open_skeleton(checkpoint), ids).through().logits():
+            assert float((ours - theirs(ids).logits).abs().max()) < 1e-3
 
 
 def killed_and_resumed_to_the_same_bytes(card: Card, folder: Path) -> None:

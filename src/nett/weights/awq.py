@@ -10,6 +10,8 @@ from nett.weights.grid import group_for, nearest, scales
 from nett.weights.protocol import Quantised, Scaled, Tensor
 from nett.weights.scaling import around_one, positive, tied
 
+_FINALISTS = 4  # scales that are judged with searched ranges; the others with whole ones
+
 
 @method(papers=[], title="AWQ, activation-aware weight quantisation", grain="block")
 def awq(
@@ -58,17 +60,15 @@ def awq(
             total += float(((gap @ gram) * gap).sum())
         return total
 
-    best, least = None, float("inf")
+    tried: list[tuple[float, Tensor]] = []
     if source is not None:
-        least = error(rounded(None, False), None)
         for scale in _candidates(weights, magnitudes, source, grid):
-            found = error(rounded(scale, False), scale)
-            if found < least:
-                best, least = scale, found
-    tries: list[tuple[Tensor | None, list[Quantised]]] = [(None, rounded(None, fine)) for fine in {search, False}]
-    if best is not None:
-        tries += [(best, rounded(best, fine)) for fine in {search, False}]
-    chosen, answers = min(tries, key=lambda one: error(one[1], one[0]))
+            tried.append((error(rounded(scale, False), scale), scale))
+        tried = sorted(tried, key=lambda one: one[0])[:_FINALISTS]
+    finals: list[tuple[Tensor | None, list[Quantised]]] = [
+        (scale, rounded(scale, fine)) for scale in (None, *(s for _, s in tried)) for fine in {search, False}
+    ]
+    chosen, answers = min(finals, key=lambda one: error(one[1], one[0]))
     return answers if chosen is None else Scaled(answers, chosen)
 
 

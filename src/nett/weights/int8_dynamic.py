@@ -15,6 +15,7 @@ def int8_dynamic(weight: Tensor, *, search: bool = False) -> Quantised:
         search: of 29 ranges for each row take the one with the least squared error, not the whole range.
     When to use: half of the bytes, and integer products where the loader has them, without any text.
     When not: models with a few inputs far larger than the others: smoothquant, with some text.
+    Cost: reads the model once.
     Source: Dettmers et al. 2022, arXiv:2208.07339, section 2 (row-wise and token-wise scales, without outlier columns).
     """
     scale, _ = scales(weight, weight.shape[1], 8, symmetric=True, search=search)

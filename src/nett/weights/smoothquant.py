@@ -27,6 +27,7 @@ def smoothquant(
     When to use: 8 bits for models whose inputs have outliers, on loaders with integer products.
     When not: without any text: int8_dynamic. Layers with nothing before them that takes up a scale are rounded
         unscaled, and counted.
+    Cost: two passes of the calibration text through each block.
     Source: Xiao et al. 2022, arXiv:2211.10438, equation 4.
     """
     import torch
