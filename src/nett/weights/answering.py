@@ -65,7 +65,8 @@ def answers(
         began = time.perf_counter()
         weights = [given("weight", layer) for layer in part]
         more = [given(name, part[0]) for name in operands[1:]]
-        made, scale = kernel(weights if shared else weights[0], *more, **first), None
+        made: Any = kernel(weights if shared else weights[0], *more, **first)
+        scale = None
         if isinstance(made, Scaled):
             if source is None:
                 raise NettError(f"{card.key} scales inputs of {part[0].module}, which nothing before it takes up")
