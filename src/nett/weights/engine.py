@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+from nett.core.checkpoint import Checkpoint
 from nett.core.errors import Refused, UsageError
 from nett.core.registry import Between, Card, With
 
@@ -97,6 +98,16 @@ def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[st
         where=folder,
         hint=f"Use {origin}.",
     )
+
+
+def open_inside(folder: Path, receipt: Mapping[str, Any], name: str) -> Checkpoint:
+    """The model of a stack at the budget ``name`` (``90MB``); all of it where that is empty. Refused for other outputs."""
+    if receipt["method"] != "bitstack":
+        what = f"has no {name!r} inside" if name else "holds no checkpoint"
+        raise Refused(f"{what}: it was written by weights/{receipt['method']}", where=folder)
+    from nett.weights.sign_stack import open_stack
+
+    return open_stack(folder, name or None)
 
 
 def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:

@@ -180,7 +180,8 @@ def bytes_written(job: Job, before: int) -> int:
     if "compressed" in job.card.operands:
         tasks = [task for block in job.blocks for task in block]
         return sum(2 * t.parameters["rank"] * (t.linear.rows + t.linear.columns) for t in tasks)
-    size = float(before)
+    blocks = int(job.parameters.get("blocks", 0))
+    size = float(before) + max(0.0, job.weights * (1.25 * blocks / 8 - 2))
     for block in job.blocks:
         for task in block:
             bits, count = task.parameters.get("bits"), task.linear.rows * task.linear.columns

@@ -18,6 +18,7 @@ from nett.core.registry import Card
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.weights import layerwise
 from nett.weights.formats import format_for
+from nett.weights.formats.base import Run
 from nett.weights.job import figures, plan_job
 from nett.weights.outcome import finish, put_files
 from nett.weights.pairing import check_pair
@@ -110,7 +111,8 @@ def run_linear(
             parts.insert(0, staging.path / FOLDER / "ground.safetensors")
             write_part(parts[0], layerwise.outside(skeleton, kind))
         size = sys.maxsize if fmt.added else byte_size(shard_size)  # loaders of adapters know of one file only
-        outputs = joined(parts, staging, size, fmt.stem)
+        settled = fmt.arranged(Run(skeleton, parts, done.layers, text.calibration, text.judging, job.parameters))
+        outputs = joined(parts, staging, size, fmt.stem, settled.names)
         worked = {w.linear.module for w in done.layers}
         kept = [name for name in skeleton.linear_names if name not in worked]
         files, said = fmt.files(models, done.layers, kept, dtype)
@@ -131,6 +133,7 @@ def run_linear(
             "weights": job.weights,
             "bits_a_weight": round(bits / max(1, job.weights), 4),
             "error": max((r["error"] for r in done.records), default=0.0),
+            **settled.figures,
         }
         rows = [{"name": r["layer"], **{k: v for k, v in r.items() if k != "layer"}} for r in done.records]
         return finish(
@@ -144,8 +147,10 @@ def run_linear(
             judging=text.judging,
             calibration=text.calibration,
             figures=found,
-            notes=[*notes, *fmt.notes(done.layers)],
+            notes=[*notes, *settled.notes, *fmt.notes(done.layers)],
             tensors=rows,
+            charts=settled.charts,
+            opened=fmt.opened,
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from nett.core import receipt as receipts
 from nett.core.aftercare import check_config
 from nett.core.blocks import Skeleton, open_skeleton
-from nett.core.checkpoint import open_checkpoint
+from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.edge import Edge
 from nett.core.errors import NettError, ProofFailed
 from nett.core.progress import report
@@ -48,13 +49,14 @@ def finish(
     notes: Sequence[str],
     tensors: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[Mapping[str, Any]] = (),
+    opened: Callable[[Path], Checkpoint] = partial(open_checkpoint, dense=True),
 ) -> dict[str, Any]:
     """Judge what lies in the staging folder, write the receipt and its page, and make the output appear.
 
     Of two models, the second is what the output belongs to: it is judged as well, and its bytes are counted too.
     """
     original, quality, before = models[0], None, None
-    with open_checkpoint(staging.path, dense=True) as written:
+    with opened(staging.path) as written:
         checks = check_config(written)
         if judging is not None:
             report.begin("judging", len(models), "models")

@@ -48,20 +48,28 @@ def read_part(path: Path) -> dict[str, Any]:
     return load_file(path)  # type: ignore[no-any-return]
 
 
-def joined(parts: Sequence[Path], staging: Staging, shard_bytes: int, stem: str = "model") -> list[dict[str, Any]]:
-    """All parts in order as the shards of one model, called ``stem``; the parts are gone afterwards. Returns their output records."""
+def joined(
+    parts: Sequence[Path],
+    staging: Staging,
+    shard_bytes: int,
+    stem: str = "model",
+    order: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The tensors of all parts, in the ``order`` of their names or as they come, as the shards of one model, called
+    ``stem``; the parts are gone afterwards. Returns their output records."""
     opened = [open_checkpoint(p) for p in parts]
     try:
-        specs = [TensorSpec(t.name, t.dtype, t.shape) for c in opened for t in _in_order(c)]
+        found = {t.name: (c, t) for c in opened for t in _in_order(c)}
+        chosen = [found[name] for name in order] if order is not None else list(found.values())
+        specs = [TensorSpec(t.name, t.dtype, t.shape) for _, t in chosen]
         report.begin("writing", sum(s.nbytes for s in specs))
         sink = Sink(staging.path, shard_plan(specs, shard_bytes, stem))
         try:
-            for checkpoint in opened:
-                for info in _in_order(checkpoint):
-                    for start in range(0, info.size, _CHUNK):
-                        raw = checkpoint.read(info.name, start, min(info.size, start + _CHUNK))
-                        sink.write(stem, raw.view(np.uint8))
-                        report.step(raw.nbytes)
+            for checkpoint, info in chosen:
+                for start in range(0, info.size, _CHUNK):
+                    raw = checkpoint.read(info.name, start, min(info.size, start + _CHUNK))
+                    sink.write(stem, raw.view(np.uint8))
+                    report.step(raw.nbytes)
             outputs = sink.finish()
         finally:
             sink.close()

@@ -16,8 +16,9 @@ each input the entry of the tensor before that it is proportional to, so that it
 ``model`` alone where no text is needed. The kernel may change that module, and returns it in a :class:`Shrunk`
 (:mod:`nett.weights.whole`).
 
-What a linear kernel returns is a tensor of the shape and type of ``weight`` (pruned), a :class:`Quantised` or
-:class:`Factors`; one that sees ``source`` may return them :class:`Scaled`. Laws: the same call gives the same bits; inputs are not written to; the result does not depend on
+What a linear kernel returns is a tensor of the shape and type of ``weight`` (pruned), a :class:`Quantised`,
+:class:`Factors` or a :class:`Stack`; one that sees ``source`` may return them :class:`Scaled`. Laws: the same call gives
+the same bits; inputs are not written to; the result does not depend on
 the device's thread count beyond rounding; with the card's ``identity`` parameters the weight comes back; what is
 written loads as it was computed; a bad parameter is named with its range.
 
@@ -88,7 +89,36 @@ class Factors:
         return self.left @ self.right
 
 
-Answer = Tensor | Quantised | Factors
+@final
+@dataclass(frozen=True)
+class Signs:
+    """One term of a :class:`Stack`: the signs, 8 a byte, of the flattened matrix (1 is plus; the first is the highest bit;
+    zeros at the end), times the float16 product ``left`` [out, k] @ ``right`` [k, in]."""
+
+    signs: Tensor
+    left: Tensor
+    right: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Stack:
+    """A sum of ``terms``, most important first, divided by ``scale`` (float16 [in]); any number of the first terms is a
+    coarser answer. ``errors``: squared norm of what is left of the scaled weight behind none, one, two, … terms, relative to
+    its own."""
+
+    scale: Tensor
+    terms: Sequence[Signs]
+    errors: Sequence[float]
+
+    def dense(self, count: int | None = None) -> Tensor:
+        """What the first ``count`` terms stand for, float32 [out, in]."""
+        from nett.weights.sign_terms import composed
+
+        return composed(self.scale, self.terms[:count])
+
+
+Answer = Tensor | Quantised | Factors | Stack
 
 
 @final

@@ -49,7 +49,13 @@ def _open(reference: str | Path, base: str | Path | None, dense: bool) -> Checkp
 
 def _open_as_it_lies(path: Path) -> Checkpoint:
     if not path.exists():
-        return _open_inside(path)
+        from nett.core.receipt import locate
+
+        output, name = locate(path)
+        found = _open_inside(output, name) if name else None
+        if found is None:
+            raise Refused("there is no such file or folder", where=path, hint=_near(path))
+        return found
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".safetensors":
@@ -93,23 +99,25 @@ def _open_folder(path: Path) -> Checkpoint:
         return open_checkpoint(ggufs[0])
     if ggufs:
         raise Refused(f"holds {len(ggufs)} GGUF files", where=path, hint=f"Name one of them, for example {ggufs[0]}")
+    inside = _open_inside(path, "") if (path / "nett.json").is_file() else None
+    if inside is not None:
+        return inside
     raise Refused("holds no checkpoint (*.safetensors, pytorch_model.bin, *.gguf, adapter_config.json)", where=path)
 
 
-def _open_inside(path: Path) -> Checkpoint:
-    """``STORE/model``: what lies in an output of nett, which its room knows how to read."""
+def _open_inside(output: Path, name: str) -> Checkpoint | None:
+    """What lies in an output of nett, which its room knows how to read: a model of a store, one at a budget. ``name``
+    is empty for the output as a whole. None where its room has no such outputs."""
     import importlib
 
-    from nett.core.receipt import locate, module_of, read_receipt
+    from nett.core.receipt import module_of, read_receipt
 
-    output, name = locate(path)
-    if name:
-        receipt = read_receipt(output)
-        engine = importlib.import_module(module_of(receipt))
-        if hasattr(engine, "open_inside"):
-            found: Checkpoint = engine.open_inside(output, receipt, name)
-            return found
-    raise Refused("there is no such file or folder", where=path, hint=_near(path))
+    receipt = read_receipt(output)
+    engine = importlib.import_module(module_of(receipt))
+    if not hasattr(engine, "open_inside"):
+        return None
+    found: Checkpoint = engine.open_inside(output, receipt, name)
+    return found
 
 
 def _near(path: Path) -> str | None:

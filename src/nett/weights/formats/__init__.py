@@ -26,7 +26,11 @@ def format_named(name: str) -> Format:
 
 
 def format_for(job: Job, name: str, dtype: Any) -> Format:
-    """The format of a run: of what is added to a compressed model an adapter, else the format called so."""
+    """The format of a run: of what is added to a compressed model an adapter, of blocks a stack, else the one called so."""
+    if "blocks" in job.parameters and name == "auto":
+        from nett.weights.formats.stack import StackFormat
+
+        return StackFormat()
     if "compressed" not in job.card.operands:
         return format_named(name)
     if name not in ("auto", "adapter"):

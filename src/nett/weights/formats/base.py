@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, final
 
 from nett.core.blocks import Linear, Skeleton
+from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import Dtype
 from nett.core.sidefiles import changed_files
+from nett.core.windows import Windows
 from nett.weights.protocol import Answer, Tensor
 
 
@@ -17,6 +21,28 @@ class Written(NamedTuple):
 
     linear: Linear
     kind: Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """What a format may look at once the layers are done: their parts on disk, the text, the kernel's parameters."""
+
+    skeleton: Skeleton
+    parts: Sequence[Path]
+    layers: Sequence[Written]
+    calibration: Windows | None
+    judging: Windows | None
+    parameters: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Arranged:
+    """``names``: all tensors in the order of the file. The rest goes into the receipt."""
+
+    names: Sequence[str] | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    charts: Sequence[Mapping[str, Any]] = ()
 
 
 class Format(ABC):
@@ -37,6 +63,14 @@ class Format(ABC):
     @abstractmethod
     def value(self, linear: Linear, tensors: Mapping[str, Tensor], kind: Mapping[str, Any]) -> Tensor:
         """The matrix that a loader makes of the tensors, ``[out, in]``."""
+
+    def arranged(self, run: Run) -> Arranged:
+        """What is settled when all parts are there: the order of their tensors (None: block by block), and what was found."""
+        return Arranged()
+
+    def opened(self, folder: Path) -> Checkpoint:
+        """The model in a folder that has no receipt yet."""
+        return open_checkpoint(folder, dense=True)
 
     def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
         """``config.json`` of the result; ``kept`` are the names of all linear layers that stayed as they were."""

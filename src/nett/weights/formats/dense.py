@@ -8,7 +8,7 @@ from typing import Any, final
 from nett.core.blocks import Linear
 from nett.core.errors import Refused
 from nett.weights.formats.base import Format
-from nett.weights.protocol import Answer, Factors, Quantised, Tensor
+from nett.weights.protocol import Answer, Factors, Quantised, Stack, Tensor
 
 
 @final
@@ -25,6 +25,10 @@ class Dense(Format):
         if isinstance(answer, Factors):
             found = {linear.weight: answer.dense()}
             return found | ({f"{linear.module}.bias": answer.bias} if answer.bias is not None else {}), {}
+        if isinstance(answer, Stack):
+            raise Refused(
+                "is a stack, which is written as one", hint="Leave out --format; then: nett convert DIR/90MB OUT"
+            )
         return {linear.weight: answer}, {}
 
     def value(self, linear: Linear, tensors: Mapping[str, Tensor], kind: Mapping[str, Any]) -> Tensor:
