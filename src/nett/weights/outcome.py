@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +48,14 @@ def finish(
     notes: Sequence[str],
     tensors: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[Mapping[str, Any]] = (),
-    opened: Callable[[Path], Checkpoint] = partial(open_checkpoint, dense=True),
+    opened: Callable[[Path], Checkpoint] | None = None,
 ) -> dict[str, Any]:
     """Judge what lies in the staging folder, write the receipt and its page, and make the output appear.
 
     Of two models, the second is what the output belongs to: it is judged as well, and its bytes are counted too.
     """
     original, quality, before = models[0], None, None
-    with opened(staging.path) as written:
+    with opened(staging.path) if opened is not None else open_checkpoint(staging.path, dense=True) as written:
         checks = check_config(written)
         if judging is not None:
             report.begin("judging", len(models), "models")

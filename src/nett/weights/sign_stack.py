@@ -7,6 +7,7 @@ taken: what is not stacked, every layer's scale and first block, then block by b
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -122,7 +123,8 @@ class StackCheckpoint(Checkpoint):
         self.taken = len(plan.order) if taken is None else taken
         self.counts = plan.counts(self.taken)
         self._layers = {f"{layer.module}.weight": number for number, layer in enumerate(plan.layers)}
-        self._made: OrderedDict[tuple[str, int], Array] = OrderedDict()
+        self._made: OrderedDict[str, Array] = OrderedDict()
+        self._lock = threading.Lock()
         self.tensors = ground | {n: self._info(n, number) for n, number in self._layers.items()}
 
     def _info(self, name: str, number: int) -> TensorInfo:
@@ -146,15 +148,23 @@ class StackCheckpoint(Checkpoint):
     def values(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         if name not in self._layers:
             return self._where[name].values(name, start, stop)
+        return np.array(self._whole(name)[start:stop])
+
+    def _whole(self, name: str) -> Array:
+        """A composed matrix, flattened."""
+        with self._lock:
+            if name in self._made:
+                self._made.move_to_end(name)
+                return self._made[name]
         number = self._layers[name]
-        key = name, self.counts[number]
-        if key not in self._made:
-            layer = self.plan.layers[number]
-            terms = [self.term(layer, block) for block in range(self.counts[number])]
-            self._made[key] = composed(self.stored(layer.scale), terms).numpy().ravel()
+        layer = self.plan.layers[number]
+        terms = [self.term(layer, block) for block in range(self.counts[number])]
+        made: Array = composed(self.stored(layer.scale), terms).numpy().ravel()
+        with self._lock:
+            self._made[name] = made
             while len(self._made) > _KEPT:
                 self._made.popitem(last=False)
-        return np.array(self._made[key][start:stop])
+        return made
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         if name not in self._layers:

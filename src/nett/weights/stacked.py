@@ -46,7 +46,7 @@ class Stacked:
         self.model = skeleton.model
         inside = {f"{layer.module}.weight" for layer in self.plan.layers}
         for name, _ in list(self.model.named_parameters()):
-            if name not in inside:
+            if name not in inside and name in self._stack.tensors:
                 put(self.model, name, skeleton.tensor(name).float())
         self.model.tie_weights()
         self.layers: list[Any] = []
