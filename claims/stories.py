@@ -28,7 +28,7 @@ BEGIN, ONCE = 1, "Once upon a time"
 MODEL = "models/stories260K"
 TEXTS = {"stories": "data/text/tinystories_valid_excerpt.txt", "plays": "data/text/tinyshakespeare.txt"}
 PARTS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
-TRAINING = {"steps": 500, "batch": 8, "lr": 3e-3}  # of the model that is trained here
+TRAINING = {"steps": 300, "batch": 8, "lr": 3e-3}  # of the model that is trained here
 SIZES = {
     "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 10, "num_attention_heads": 8, "num_key_value_heads": 4,
     "vocab_size": 512, "max_position_embeddings": 512, "tie_word_embeddings": True,
