@@ -38,8 +38,8 @@ METHODS = ["weights/loraprune"]
 RATIOS = (0.2, 0.5)
 WAYS = ("lora", "taylor", "magnitude", "random")
 NAMES = {"lora": "LoRAPrune", "taylor": "true gradient", "magnitude": "size", "random": "chance"}
-RATES = (1e-3, 3e-3, 1e-2)
-TRAINING = {"steps": 80, "batch": 4, "every": 5}
+RATES = (3e-3, 1e-2)
+TRAINING = {"steps": 50, "batch": 4, "every": 3}
 
 Say = Callable[[str], None]
 Surprise = dict[Cell, dict[str, list[np.ndarray]]]

@@ -28,9 +28,9 @@ BEGIN, ONCE = 1, "Once upon a time"
 MODEL = "models/stories260K"
 TEXTS = {"stories": "data/text/tinystories_valid_excerpt.txt", "plays": "data/text/tinyshakespeare.txt"}
 PARTS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
-TRAINING = {"steps": 300, "batch": 8, "lr": 3e-3}  # of the model that is trained here
+TRAINING = {"steps": 250, "batch": 8, "lr": 3e-3}  # of the model that is trained here
 SIZES = {
-    "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 10, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
     "vocab_size": 512, "max_position_embeddings": 512, "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def stories() -> Reader:
 
 @functools.cache
 def plays() -> Reader:
-    """A Llama of ten blocks, trained here on tinyshakespeare."""
+    """A Llama of eight blocks, trained here on tinyshakespeare."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     windows = _windows("plays")
@@ -102,7 +102,7 @@ def plays() -> Reader:
         functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return Reader("plays", "10 blocks", model.eval().requires_grad_(False), windows)
+    return Reader("plays", "8 blocks", model.eval().requires_grad_(False), windows)
 
 
 def _assets() -> Path:
