@@ -116,7 +116,7 @@ def test_gates_find_the_block_that_does_nothing() -> None:
         optimizer.zero_grad()
         next_token_loss(model(input_ids=ids).logits, ids).backward()
         optimizer.step()
-    asked = {"steps": 40, "batch": 8, "rate": 0.05, "polarise": 1.0, "pull": 1.2}
+    asked = {"steps": 40, "batch": 8, "rate": 0.05, "polarise": 20.0, "pull": 1.2}
     found = trained_gates(model, stack_of(model), windows, kept=0.75, seed=0, **asked)
     assert found.order()[0] == 2
     assert found.values[2] < 0.2 < 0.6 < found.values[[0, 1, 3]].min()

@@ -17,6 +17,7 @@ from nett.core.dtypes import Array
 from nett.weights.stack import Stack, between
 from nett.weights.token_batches import batches, next_token_loss, sound
 
+RISE = 0.8  # part of the steps over which polarisation rises to its full weight
 COUNT = 10.0  # weight of the squared distance between the mean gate and the share of blocks that stay
 
 
@@ -62,6 +63,9 @@ def trained_gates(
 ) -> Gates:
     """Train a gate for each block by Adam, from 1 and within [0, 1], with all weights frozen.
 
+    ``polarise`` rises on a line over the first part RISE of the steps: were it strong from the start, it would close the gates
+    that happen to fall first; were it never strong, gates stay half open, and a half open block is not like none.
+
     windows: int64 [n, length] on the model's device. kept: share of the blocks that stay. Raises NettError where the
     loss is no number.
     """
@@ -78,7 +82,8 @@ def trained_gates(
             loss = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids)
             losses.append(sound(loss, step, "the gates"))
             optimizer.zero_grad()
-            (loss + penalty(gates, kept, polarise=polarise, pull=pull)).backward()  # type: ignore[no-untyped-call]
+            now = polarise * min(1.0, (step + 1) / (RISE * steps))
+            (loss + penalty(gates, kept, polarise=now, pull=pull)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 gates.clamp_(0, 1)

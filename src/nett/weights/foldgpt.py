@@ -32,7 +32,7 @@ def foldgpt(
     share: Annotated[int, Between(1)] = 1,
     gate_steps: Annotated[int, Between(1)] = 100,
     gate_lr: Annotated[float, Between(0, open_low=True)] = 0.02,
-    polarise: Annotated[float, Between(0)] = 1.0,
+    polarise: Annotated[float, Between(0)] = 20.0,
     pull: Annotated[float, Between(0)] = 1.2,
     cure: Literal["lora", "weights"] = "lora",
     cure_steps: Annotated[int, Between(0)] = 200,
@@ -53,7 +53,7 @@ def foldgpt(
         share: neighbouring blocks that share one set of matrices, each with norms of its own. 1 shares nothing.
         gate_steps: training steps of the gates.
         gate_lr: learning rate of the gates.
-        polarise: weight of what drives the gates to 0 and 1.
+        polarise: weight of what drives the gates to 0 and 1; it rises to that over the first four fifths of the steps.
         pull: how strongly gates are drawn to 0, against how strongly away from their mean.
         cure: what the cure trains beside the norms: low-rank updates of the blocks' matrices, merged in the end, or the matrices.
         cure_steps: training steps of the cure; 0 leaves it out.
