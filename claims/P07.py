@@ -40,6 +40,7 @@ CLAIM = (
 METHODS = ["weights/foldgpt"]
 
 WAYS = ("gates", "influence", "magnitude", "last", "random")
+FIXED = ("influence", "magnitude", "last")  # they choose the same blocks whatever the seed
 NAMES = {
     "gates": "gates",
     "influence": "block influence",
@@ -117,25 +118,27 @@ def _cell(
 ) -> Point:
     """All ways at one number of blocks; what they give on test text goes into ``rows``."""
     ratio = gone / int(bed.model.config.num_hidden_layers)
-    seconds, size = [], 0.0
+    seconds, size, cuts = [], 0.0, dict[str, Any]()
     for seed in seeds:
         known: dict[tuple[int, ...], np.ndarray] = {}
         for way in WAYS:
             began = time.process_time()
-            cut = _folded(bed, ratio=ratio, by=way, seed=seed, cure_steps=0)
+            if way not in cuts:
+                cuts[way] = _folded(bed, ratio=ratio, by=way, seed=seed, cure_steps=0)
+            cut = cuts[way] if way in FIXED else cuts.pop(way)
             removed = tuple(cut.figures["blocks removed"])
             figures.append(Figure(*cell, seed, f"blocks removed by {NAMES[way]}", len(removed), "", str(list(removed))))
             if way == "gates":
                 rows.setdefault(UNCURED, []).append(bed.surprise(cut.model, "test"))
             if removed not in known:
-                cured = _cured(bed, cut, removed, rate, seed)
-                known[removed] = bed.surprise(cured.model, "test")
+                cured = _cured(bed, removed, rate, seed)
+                known[removed] = bed.surprise(cured, "test")
             rows.setdefault(way, []).append(known[removed])
             if way == "gates":
                 seconds.append(time.process_time() - began)
                 size = 4.0 * sum(p.numel() for p in cut.model.parameters())
-                plain = _cured(bed, cut, removed, rate, seed, tail=0.0)
-                rows.setdefault(PLAIN, []).append(bed.surprise(plain.model, "test"))
+                plain = _cured(bed, removed, rate, seed, tail=0.0)
+                rows.setdefault(PLAIN, []).append(bed.surprise(plain, "test"))
     nats = [float(r.mean()) for r in rows["gates"]]
     return Point(
         "weights/foldgpt",
@@ -148,17 +151,16 @@ def _cell(
     )
 
 
-def _cured(bed: stories.Reader, cut: Any, removed: Sequence[int], rate: float, seed: int, **how: Any) -> Any:
-    """The cure alone, of a model whose blocks are chosen: by the method itself, told which blocks."""
+def _cured(bed: stories.Reader, removed: Sequence[int], rate: float, seed: int, **how: Any) -> Any:
+    """The method's cure of the model without these blocks."""
     from nett.weights.cure import cured
-    from nett.weights.protocol import Shrunk
     from nett.weights.stack import cut as without
     from nett.weights.stack import stack_of
 
     teacher = bed.fresh()
     stack = stack_of(teacher)
     model, _ = without(teacher, stack, [i for i in range(len(stack)) if i not in removed])
-    asked = {
+    asked: dict[str, Any] = {
         "by": "lora",
         "steps": CURE["cure_steps"],
         "batch": CURE["batch"],
@@ -168,7 +170,7 @@ def _cured(bed: stories.Reader, cut: Any, removed: Sequence[int], rate: float, s
         "rank": 8,
     }
     cured(model, stack_of(model), teacher, bed.windows["train"], seed=seed, **(asked | how))
-    return Shrunk(model)
+    return model
 
 
 def _sharing(

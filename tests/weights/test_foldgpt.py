@@ -119,7 +119,7 @@ def test_gates_find_the_block_that_does_nothing() -> None:
     asked = {"steps": 40, "batch": 8, "rate": 0.05, "polarise": 20.0, "pull": 1.2}
     found = trained_gates(model, stack_of(model), windows, kept=0.75, seed=0, **asked)
     assert found.order()[0] == 2
-    assert found.values[2] < 0.2 < 0.6 < found.values[[0, 1, 3]].min()
+    assert all(value < 0.2 or value > 0.8 for value in found.values)
     assert found.path.shape == (40, 4) and found.path.min() >= 0 and found.path.max() <= 1
 
 
