@@ -20,6 +20,7 @@ cells by more than two standard errors, and at no cell worse by more than two.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,8 +56,9 @@ UNCURED, PLAIN, SHARED, FEWER = (
     "gates, as few bytes",
 )
 REMOVED = {5: (1, 2), 8: (2, 4)}  # blocks -> how many of them go
-RATES = (1e-3, 3e-3, 1e-2)
-CURE = {"cure_steps": 50, "batch": 4}
+RATES = (3e-3, 1e-2)
+CURE = {"cure_steps": 40, "batch": 4}
+GATES = {"gate_steps": 80}
 
 Say = Callable[[str], None]
 Surprise = dict[Cell, dict[str, list[np.ndarray]]]
@@ -67,36 +69,49 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
     why = stories.lacking()
     if why:
         return Result([], [], [], {"stories260K": why, "plays": why})
+    jobs = [functools.partial(_on, make, seeds, progress) for make in (stories.stories, stories.plays)]
     found: Surprise = {}
     figures: list[Figure] = []
     points: list[Point] = []
-    for bed in (stories.stories(), stories.plays()):
-        blocks = int(bed.model.config.num_hidden_layers)
-        rate = _rate(bed, 1 / 5, progress)
-        whole = bed.surprise(bed.model, "test")
-        figures.append(Figure(bed.name, bed.size, 0, "learning rate of the cure", rate, ""))
-        figures.append(Figure(bed.name, bed.size, 0, "perplexity before", float(np.exp(whole.mean())), ""))
-        size = 4.0 * sum(p.numel() for p in bed.model.parameters())
-        asset = f"language models/{bed.name}, {bed.size}"
-        points.append(Point("the model before", asset, size, -round(float(whole.mean()), 4), 0.0, 0.0, True))
-        for gone in REMOVED[blocks]:
-            cell = (bed.name, f"{bed.size}, {gone} removed")
-            rows = found.setdefault(cell, {"before": [whole] * len(seeds)})
-            points.append(_cell(bed, cell, gone, rate, seeds, rows, figures))
-            if gone == REMOVED[blocks][0]:
-                _sharing(bed, gone, rate, seeds, rows)
-            for name, each in rows.items():
-                what = f"perplexity, {NAMES.get(name, name)}"
-                figures += [
-                    Figure(*cell, s, what, float(np.exp(r.mean())), "") for s, r in zip(seeds, each, strict=True)
-                ]
-            progress(f"{' '.join(cell)}: {_line(rows)}")
+    for rows, numbers, more in stories.side_by_side(jobs):
+        found |= rows
+        figures += numbers
+        points += more
     checks = _checks(found)
     return Result(checks, figures, points, {}, () if all(c.holds for c in checks) else _because(found, figures))
 
 
+def _on(
+    make: Callable[[], stories.Reader], seeds: Sequence[int], progress: Say
+) -> tuple[Surprise, list[Figure], list[Point]]:
+    """All ways on one model."""
+    bed = make()
+    found: Surprise = {}
+    figures: list[Figure] = []
+    points: list[Point] = []
+    blocks = int(bed.model.config.num_hidden_layers)
+    rate = _rate(bed, 1 / 5, progress)
+    whole = bed.surprise(bed.model, "test")
+    figures.append(Figure(bed.name, bed.size, 0, "learning rate of the cure", rate, ""))
+    figures.append(Figure(bed.name, bed.size, 0, "perplexity before", float(np.exp(whole.mean())), ""))
+    size = 4.0 * sum(p.numel() for p in bed.model.parameters())
+    asset = f"language models/{bed.name}, {bed.size}"
+    points.append(Point("the model before", asset, size, -round(float(whole.mean()), 4), 0.0, 0.0, True))
+    for gone in REMOVED[blocks]:
+        cell = (bed.name, f"{bed.size}, {gone} removed")
+        rows = found.setdefault(cell, {"before": [whole] * len(seeds)})
+        points.append(_cell(bed, cell, gone, rate, seeds, rows, figures))
+        if gone == REMOVED[blocks][0]:
+            _sharing(bed, gone, rate, seeds, rows)
+        for name, each in rows.items():
+            what = f"perplexity, {NAMES.get(name, name)}"
+            figures += [Figure(*cell, s, what, float(np.exp(r.mean())), "") for s, r in zip(seeds, each, strict=True)]
+        progress(f"{' '.join(cell)}: {_line(rows)}")
+    return found, figures, points
+
+
 def _folded(bed: stories.Reader, **how: Any) -> nett.weights.protocol.Shrunk:
-    return nett.weights.foldgpt(bed.fresh(), bed.windows["train"], **({"batch": CURE["batch"]} | how))
+    return nett.weights.foldgpt(bed.fresh(), bed.windows["train"], **({"batch": CURE["batch"]} | GATES | how))
 
 
 def _rate(bed: stories.Reader, ratio: float, progress: Say) -> float:

@@ -17,6 +17,7 @@ than two standard errors, and at no cell worse by more than two.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -50,22 +51,38 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
     why = stories.lacking()
     if why:
         return Result([], [], [], {"stories260K": why, "plays": why})
+    jobs = [functools.partial(_on, make, seeds, progress) for make in (stories.stories, stories.plays)]
     found: Surprise = {}
     figures: list[Figure] = []
     points: list[Point] = []
-    for bed in (stories.stories(), stories.plays()):
-        rate = _rate(bed, progress)
-        whole = bed.surprise(bed.model, "test")
-        figures.append(Figure(bed.name, bed.size, 0, "learning rate", rate, ""))
-        figures.append(Figure(bed.name, bed.size, 0, "perplexity before", float(np.exp(whole.mean())), ""))
-        for ratio in RATIOS:
-            cell = (bed.name, f"{bed.size}, {ratio:.0%}")
-            rows = found.setdefault(cell, {"before": [whole] * len(seeds)})
-            made = {way: _points_of(bed, cell, way, ratio, rate, seeds, rows, figures) for way in WAYS}
-            progress(f"{' '.join(cell)}: {_line(rows)}")
-            points += [made["lora"], _before(bed, cell, whole)]
+    for rows, numbers, more in stories.side_by_side(jobs):
+        found |= rows
+        figures += numbers
+        points += more
     checks = _checks(found)
     return Result(checks, figures, points, {}, () if all(c.holds for c in checks) else _because(found, figures))
+
+
+def _on(
+    make: Callable[[], stories.Reader], seeds: Sequence[int], progress: Say
+) -> tuple[Surprise, list[Figure], list[Point]]:
+    """All ways on one model."""
+    bed = make()
+    found: Surprise = {}
+    rate = _rate(bed, progress)
+    whole = bed.surprise(bed.model, "test")
+    figures = [
+        Figure(bed.name, bed.size, 0, "learning rate", rate, ""),
+        Figure(bed.name, bed.size, 0, "perplexity before", float(np.exp(whole.mean())), ""),
+    ]
+    points = [_before(bed, whole)]
+    for ratio in RATIOS:
+        cell = (bed.name, f"{bed.size}, {ratio:.0%}")
+        rows = found.setdefault(cell, {"before": [whole] * len(seeds)})
+        made = {way: _points_of(bed, cell, way, ratio, rate, seeds, rows, figures) for way in WAYS}
+        progress(f"{' '.join(cell)}: {_line(rows)}")
+        points.append(made["lora"])
+    return found, figures, points
 
 
 def _rate(bed: stories.Reader, progress: Say) -> float:
@@ -124,7 +141,7 @@ def _points_of(
     )
 
 
-def _before(bed: stories.Reader, cell: Cell, whole: np.ndarray) -> Point:
+def _before(bed: stories.Reader, whole: np.ndarray) -> Point:
     size = 4.0 * sum(p.numel() for p in bed.model.parameters())
     return Point(
         "the model before",

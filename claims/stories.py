@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch.nn import functional
 from claims.outcomes import Gap, spread
 from nett.core.errors import NettError
 
+T = TypeVar("T")
 LENGTH = 128
 BEGIN, ONCE = 1, "Once upon a time"
 MODEL = "models/stories260K"
@@ -48,7 +51,7 @@ class Reader:
         """A copy of the model that may be changed."""
         return copy.deepcopy(self.model)
 
-    def surprise(self, model: Any, part: str, most: int = 200) -> np.ndarray:
+    def surprise(self, model: Any, part: str, most: int = 120) -> np.ndarray:
         """Negative log likelihood in nats a token, one number for each of at most ``most`` windows."""
         found = []
         with torch.no_grad():
@@ -137,3 +140,29 @@ def gap(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Gap:
     means = [float(r.mean()) for r in rows]
     windows = float(np.mean([r.std(ddof=1) / sqrt(len(r)) for r in rows]))
     return Gap(float(np.mean(means)), hypot(spread(means) / sqrt(len(means)), windows))
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What the jobs return, each in a process of its own; a job that fails is an error here."""
+    how = multiprocessing.get_context("fork")
+    running = []
+    for job in jobs:
+        end, other = how.Pipe(duplex=False)
+        process = how.Process(target=_send, args=(job, other))
+        process.start()
+        other.close()
+        running.append((process, end))
+    answers = [end.recv() for _, end in running]
+    for process, _ in running:
+        process.join()
+    failed = [answer for fine, answer in answers if not fine]
+    if failed:
+        raise NettError(failed[0])
+    return [answer for _, answer in answers]
+
+
+def _send(job: Callable[[], Any], end: Any) -> None:
+    try:
+        end.send((True, job()))
+    except BaseException:
+        end.send((False, traceback.format_exc()))
