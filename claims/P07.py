@@ -21,6 +21,7 @@ cells by more than two standard errors, and at no cell worse by more than two.
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def _on(
         rows = found.setdefault(cell, {"before": [whole] * len(seeds)})
         points.append(_cell(bed, cell, gone, rate, seeds, rows, figures))
         if gone == REMOVED[blocks][0]:
-            _sharing(bed, gone, rate, seeds, rows)
+            _sharing(bed, cell, gone, rate, seeds, rows, figures)
         for name, each in rows.items():
             what = f"perplexity, {NAMES.get(name, name)}"
             figures += [Figure(*cell, s, what, float(np.exp(r.mean())), "") for s, r in zip(seeds, each, strict=True)]
@@ -166,15 +167,18 @@ def _cell(
     )
 
 
-def _cured(bed: stories.Reader, removed: Sequence[int], rate: float, seed: int, **how: Any) -> Any:
+def _cured(bed: stories.Reader, removed: Sequence[int], rate: float, seed: int, *, share: int = 1, **how: Any) -> Any:
     """The method's cure of the model without these blocks."""
     from nett.weights.cure import cured
+    from nett.weights.fold_sharing import share as shared
     from nett.weights.stack import cut as without
     from nett.weights.stack import stack_of
 
     teacher = bed.fresh()
     stack = stack_of(teacher)
     model, _ = without(teacher, stack, [i for i in range(len(stack)) if i not in removed])
+    if share > 1:
+        shared(stack_of(model), share)
     asked: dict[str, Any] = {
         "by": "lora",
         "steps": CURE["cure_steps"],
@@ -189,15 +193,22 @@ def _cured(bed: stories.Reader, removed: Sequence[int], rate: float, seed: int, 
 
 
 def _sharing(
-    bed: stories.Reader, gone: int, rate: float, seeds: Sequence[int], rows: dict[str, list[np.ndarray]]
+    bed: stories.Reader,
+    cell: Cell,
+    gone: int,
+    rate: float,
+    seeds: Sequence[int],
+    rows: dict[str, list[np.ndarray]],
+    figures: Sequence[Figure],
 ) -> None:
     """A fifth removed and the rest in pairs, against so many blocks removed that as few matrices are left."""
     blocks = int(bed.model.config.num_hidden_layers)
     left = -(-(blocks - gone) // 2)
     for seed in seeds:
-        shared = _folded(bed, ratio=gone / blocks, share=2, seed=seed, lr=rate, **CURE)
+        noted = {f.seed: f.note for f in figures if (f.bed, f.size) == cell and f.what == "blocks removed by gates"}
+        shared = _cured(bed, json.loads(noted[seed]), rate, seed, share=2)
         fewer = _folded(bed, ratio=(blocks - left) / blocks, seed=seed, lr=rate, **CURE)
-        rows.setdefault(SHARED, []).append(bed.surprise(shared.model, "test"))
+        rows.setdefault(SHARED, []).append(bed.surprise(shared, "test"))
         rows.setdefault(FEWER, []).append(bed.surprise(fewer.model, "test"))
 
 
