@@ -19,6 +19,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": GROUPED,  # q, k, v in one matrix, gate and up in another
     "olmo2": GROUPED,  # norms over all heads
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt_neox": {"intermediate_size": 48},  # q, k, v in one matrix, head by head
     "gpt2": {},  # matrices [in, out]; the config has no head size
 }
 

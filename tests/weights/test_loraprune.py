@@ -21,7 +21,7 @@ from nett.weights.width_plan import equal_counts, global_counts
 from support.language_models import FAMILIES, VOCAB, language_model, loaded_again, logits, token_windows
 
 QUICK = {"steps": 12, "every": 2, "batch": 4}
-FIXED_HEADS = ("opt", "gpt2")  # the config has no head size of its own
+FIXED_HEADS = ("opt", "gpt_neox", "gpt2")  # the config has no head size of its own
 
 
 def trained_updates(model: Any, *, backward: bool = True) -> dict[str, lora.Updated]:
