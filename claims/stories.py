@@ -166,3 +166,20 @@ def _send(job: Callable[[], Any], end: Any) -> None:
         end.send((True, job()))
     except BaseException:
         end.send((False, traceback.format_exc()))
+
+
+def linears(model: Any) -> dict[str, torch.nn.Linear]:
+    """The linear layers within the blocks."""
+    found = {n: m for n, m in model.named_modules() if type(m) is torch.nn.Linear}
+    return {n: m for n, m in found.items() if "lm_head" not in n}
+
+
+def change(better: np.ndarray, than: np.ndarray) -> tuple[float, float]:
+    """Mean of the paired difference and its standard error."""
+    gap = better - than
+    return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))
+
+
+def shares(values: np.ndarray, seeds: Sequence[int]) -> dict[int, float]:
+    """Means over as many disjoint shares of the windows as there are seeds."""
+    return {seed: float(values[k :: len(seeds)].mean()) for k, seed in enumerate(seeds)}
