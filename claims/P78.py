@@ -3,7 +3,7 @@
 All cuts of one model keep the same number of directions in the same layers, so that their parameters are equal to one:
 AFM's from what the layers give on the training examples, SVD's from the weights alone. The small model is the same
 architecture with narrower layers and embeddings, of no fewer parameters, trained from scratch as the large one was. All
-get one more epoch, at the best of three rates on validation examples; so does the large one.
+get one more epoch, at the better of two rates on validation examples; so does the large one.
 
 The rule of the verdict (written from the paper's abstract before it was run). A cell is an architecture at one size.
 "Better" is: in the mean over the cells by more than two standard errors, and at no cell worse by more than two.
@@ -47,7 +47,7 @@ METHODS = ["weights/afm"]
 SIZES = {"dim 16, MLP 128": (16, (128, 128)), "dim 32, MLP 256": (32, (256, 256, 256))}
 KINDS: dict[str, type[nn.Module]] = {"DeepFM": ctr.DeepFM, "DCN": ctr.DCN}
 FEWER = (3, 5)
-RATES = (1e-3, 3e-4, 1e-4)
+RATES = (1e-3, 2e-4)
 LARGE, SMALL, AFM, SVD = "large", "small", "AFM", "SVD"
 Say = Callable[[str], None]
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 NAME = "MovieLens"
-BATCH, MOST_EPOCHS, PATIENCE = 512, 12, 2
+BATCH, MOST_EPOCHS, PATIENCE = 1024, 12, 2
 Split = tuple[torch.Tensor, torch.Tensor]  # rows int64 [n, fields], clicks float32 [n]
 
 
