@@ -98,9 +98,11 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
                 figures.append(Figure(*cell, seed, f"AUC, {way}", value))
         points += _points(found, cell, figures)
     checks = _checks(found, faster) if found.scores else []
-    bed = stories.stories(skipped)
-    if bed is not None:
-        checks.append(_language(bed, seeds, figures, progress))
+    why = stories.lacking()
+    if why is not None:
+        skipped["stories260K"] = why
+    else:
+        checks.append(_language(stories.stories(), seeds, figures, progress))
     because = () if all(c.holds for c in checks) else _because(found, figures)
     return Result(checks, figures, points, skipped, because)
 
@@ -262,21 +264,21 @@ def _points(found: Found, cell: Cell, figures: Sequence[Figure]) -> list[Point]:
     return points
 
 
-def _language(bed: stories.Stories, seeds: Sequence[int], figures: list[Figure], progress: Say) -> Check:
-    original = bed.losses(bed.model)
-    for seed, value in stories.thirds(original, seeds).items():
-        figures.append(Figure(stories.NAME, stories.SIZE, seed, "perplexity, as it is", float(np.exp(value)), ""))
+def _language(bed: stories.Reader, seeds: Sequence[int], figures: list[Figure], progress: Say) -> Check:
+    original = bed.surprise(bed.model, "test")
+    for seed, value in stories.shares(original, seeds).items():
+        figures.append(Figure(bed.name, bed.size, seed, "perplexity, as it is", float(np.exp(value)), ""))
     said, holds = [], True
     for share in (0.75, 0.5):
         mimic = nett.weights.mimicked(
-            bed.model, list(bed.calibration.split(16)), share=share, embeddings=False, skip=["lm_head"]
+            bed.model, list(bed.windows["train"].split(16)), share=share, embeddings=False, skip=["lm_head"]
         )
         plain = by_weights(bed.model, mimic)
-        losses = {AFM: bed.losses(mimic.model), SVD: bed.losses(plain)}
+        losses = {AFM: bed.surprise(mimic.model, "test"), SVD: bed.surprise(plain, "test")}
         for way, values in losses.items():
-            for seed, value in stories.thirds(values, seeds).items():
+            for seed, value in stories.shares(values, seeds).items():
                 what = f"perplexity, {way} at {share} of the linear layers' numbers"
-                figures.append(Figure(stories.NAME, stories.SIZE, seed, what, float(np.exp(value)), ""))
+                figures.append(Figure(bed.name, bed.size, seed, what, float(np.exp(value)), ""))
         mean, error = stories.change(losses[AFM], losses[SVD])
         holds = holds and mean < -2 * error
         said.append(f"{share}: {mean:+.3f} ± {error:.3f} of {losses[SVD].mean():.3f}")
