@@ -125,3 +125,11 @@ def test_moments_that_are_not_finite_are_refused():
 def test_parameters_out_of_range_are_named(how, said):
     with pytest.raises(NettError, match=said):
         nett.weights.afm(torch.ones(6, 5), None, torch.ones(5, 5), torch.ones(5), **how)
+
+
+def test_both_factors_have_each_direction_at_the_same_norm():
+    x, weight, bias = drawn(8)
+    found = nett.weights.afm(torch.from_numpy(weight), torch.from_numpy(bias), *moments(x), rank=3)
+    np.testing.assert_allclose(found.left.norm(dim=0).numpy(), found.right.norm(dim=1).numpy(), rtol=1e-5)
+    crossed = (found.left.T @ found.left).numpy()
+    np.testing.assert_allclose(crossed - np.diag(np.diag(crossed)), 0, atol=1e-5)

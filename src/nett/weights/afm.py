@@ -25,6 +25,7 @@ def afm(
 
     Formula: y = W x + b;  Cov(y) = U diag(l) U^T, l descending;  left = U_k, right = U_k^T W,
              bias = U_k U_k^T b + (I - U_k U_k^T) E[y];  mean squared error = l_(k+1) + l_(k+2) + …
+             and each direction scaled so that both layers have it at the same norm
     Args:
         energy: the least rank whose components hold this share of the outputs' variance.
         share: numbers in the two layers as a share of those in the one, in place of energy.
@@ -58,6 +59,7 @@ def afm(
     if about_mean:
         rest = mean if bias is None else mean - bias.double()
         bias = (mean - left @ (left.T @ rest)).to(kind)
+    left, right = even(left, right)
     return Factors(left.to(kind), right.to(kind), bias)
 
 
@@ -71,6 +73,14 @@ def components(covariance: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return values, vectors * largest.sign()
+
+
+def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, its factors of equal norm in each direction: what an optimizer that moves all numbers by about
+    the same step trains best (claim P78), and what narrow types round evenly."""
+    share = (right.norm(dim=1) / left.norm(dim=0).clamp(min=1e-30)).sqrt()
+    share = share.where(share > 0, share.new_ones(()))
+    return left * share, right / share.unsqueeze(1)
 
 
 def rank_for(values: Tensor, shape: tuple[int, ...], *, energy: float, share: float | None, rank: int | None) -> int:

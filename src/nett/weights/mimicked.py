@@ -11,7 +11,7 @@ from typing import Any, final
 
 from nett.core.errors import NettError, UsageError
 from nett.core.moments import Moments
-from nett.weights.afm import afm, components, rank_for
+from nett.weights.afm import afm, components, even, rank_for
 from nett.weights.protocol import Factors
 
 WHERE = "weights/afm"
@@ -183,7 +183,8 @@ def _linear(module: Any, moments: Moments, how: Mapping[str, Any]) -> tuple[Any,
     kept = found.left.shape[1]
     wide, mean = weight.double(), means.double()
     varies = wide @ (gram.double() - torch.outer(mean, mean)) @ wide.T
-    held, total = ((found.left.double().T @ varies) * found.left.double().T).sum(), varies.trace()
+    basis = found.left.double() / found.left.double().norm(dim=0).clamp(min=1e-30)
+    held, total = ((basis.T @ varies) * basis.T).sum(), varies.trace()
     left_out = max(0.0, float(1 - held / total)) if float(total) > 0 else 0.0
     options = {"device": weight.device, "dtype": weight.dtype}
     first = torch.nn.Linear(module.in_features, kept, bias=False, **options)
@@ -196,7 +197,7 @@ def _linear(module: Any, moments: Moments, how: Mapping[str, Any]) -> tuple[Any,
 
 
 def _embedding(module: Any, counts: Any, how: Mapping[str, Any]) -> tuple[Any, int, float]:
-    """Rows (D - mean) U_k, and a linear layer U_k with the bias mean; mean and covariance over the lookups."""
+    """Rows (D - mean) U_k and a linear layer U_k with the bias mean, evened out; mean and covariance over the lookups."""
     import torch
 
     table = module.weight.detach()
@@ -219,8 +220,9 @@ def _embedding(module: Any, counts: Any, how: Mapping[str, Any]) -> tuple[Any, i
         **options,
     )
     back = torch.nn.Linear(kept, table.shape[1], **options)
+    left, right = even(vectors[:, :kept], (apart @ vectors[:, :kept]).T)
     with torch.no_grad():
-        rows.weight.copy_(apart @ vectors[:, :kept])
-        back.weight.copy_(vectors[:, :kept])
+        rows.weight.copy_(right.T)
+        back.weight.copy_(left)
         back.bias.copy_(mean)
     return torch.nn.Sequential(rows, back), kept, left_out
