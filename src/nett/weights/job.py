@@ -18,6 +18,7 @@ from nett.core.match import matching
 from nett.core.registry import Card
 from nett.weights.grid import GROUPS
 from nett.weights.masks import parse_pattern
+from nett.weights.sign_order import TOKENS, evaluations_of
 
 _TORCH = 450_000_000  # bytes that torch and transformers take before any weight
 
@@ -160,6 +161,10 @@ def figures(job: Job, skeleton: Skeleton, tokens: int, judged: int, *, disk: boo
     if "gram" in job.wanted:
         work += sum(2.0 * tokens * t.linear.columns**2 for b in job.blocks for t in b) / 2
         work += sum(3.0 * t.linear.columns**3 for b in job.blocks for t in b)
+    if "blocks" in job.parameters:
+        runs = evaluations_of(sum(map(len, job.blocks)), job.parameters)
+        work += runs * TOKENS * parameters  # half the model each, from the raised layer on
+        memory += 4 * parameters if runs else 0
     return {
         "method": job.card.key,
         "layers": sum(map(len, job.blocks)),

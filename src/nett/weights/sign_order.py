@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -68,6 +68,13 @@ def by_perplexity(
     said = f"{len(measured)} of {last} levels were ordered by the perplexity of {few.size:,} tokens"
     rest = "the others by the nearest below" if measured else "the others by the layers' errors"
     return Found(tuple(found), said + ("" if len(measured) == last else f", {rest}: --evaluations allows no more"))
+
+
+def evaluations_of(layers: int, parameters: Mapping[str, Any]) -> int:
+    """How often the model will be run to find the order."""
+    if parameters["order"] != "perplexity":
+        return 0
+    return layers * len(_levels(parameters["blocks"] - 1, parameters["evaluations"] // max(1, layers)))
 
 
 def _levels(last: int, count: int) -> list[int]:
