@@ -65,25 +65,37 @@ def measured(card: Card) -> str:
 
 
 def method_page(card: Card, standing: str) -> str:
-    text = [NOTE + f"# {card.title}\n\n`nett {card.room} {card.name}` · {card.kind} · guarantee **{card.guarantee}**"]
+    python = card.kind == "train"
+    call = f"nett.{card.room}.{card.name}({', '.join(card.operands)}, …)" if python else f"nett {card.room} {card.name}"
+    text = [NOTE + f"# {card.title}\n\n`{call}` · {card.kind} · guarantee **{card.guarantee}**"]
     text.append(f" · grain {card.grain} · standing **{standing}**")
     text.append(f" · papers {', '.join(card.papers)}\n\n" if card.papers else "\n\n")
     text.append(f"{card.summary}\n\n")
     if "Formula" in card.sections:
         text.append(f"## Formula\n\n```text\n{card.sections['Formula']}\n```\n\n")
-    text.append("## Options\n\n")
+    if python:
+        text.append(
+            f"## Use\n\nFrom Python:\n\n```python\nimport nett\n\n{card.sections.get('Example', call)}\n```\n\n"
+        )
+        text.append(f"Returns {card.sections['Returns']}\n\n" if "Returns" in card.sections else "")
+    text.append("## Parameters\n\n" if python else "## Options\n\n")
     if card.parameters:
-        text.append("| option | type | range | default | meaning |\n|---|---|---|---|---|\n")
+        text.append(
+            f"| {'parameter' if python else 'option'} | type | range | default | meaning |\n|---|---|---|---|---|\n"
+        )
         for p in card.parameters:
             kind = p.type + (", one or one a model" if p.many else "")
             limits = p.range.replace("|", "\\|") or "any"
-            text.append(f"| `--{p.name.replace('_', '-')}` | {kind} | {limits} | `{p.default}` | {p.description} |\n")
+            name = p.name if python else f"--{p.name.replace('_', '-')}"
+            text.append(f"| `{name}` | {kind} | {limits} | `{p.default}` | {p.description} |\n")
     else:
         text.append("None of its own.\n")
     code = "the network's code (`--net`, `--input`), but for folders of transformers models"
     words = {"symmetry": code, "network": "data for it (`--data`)"}
     needs = ", ".join(words.get(n, f"`--{n}`") for n in card.needs) or "nothing beside its assets"
-    text.append(f"\nNeeds {needs}. The room's own options: `nett {card.room} {card.name} --help`.\n\n")
+    text.append(
+        "\n" if python else f"\nNeeds {needs}. The room's own options: `nett {card.room} {card.name} --help`.\n\n"
+    )
     for title in ("When to use", "When not"):
         if title in card.sections:
             text.append(f"## {title}\n\n{card.sections[title]}\n\n")

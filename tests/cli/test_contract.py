@@ -37,8 +37,15 @@ def test_show_tells_the_whole_card(card) -> None:  # type: ignore[no-untyped-def
     told = {"Formula", "When to use", "When not", "Guarantee", "Cost", "Source"} & card.sections.keys()
     for title in {"When to use", "When not", "Cost"} | told:
         assert f"{title}: {card.sections[title]}" in said, title
+    python = card.kind == "train"
     for parameter in card.parameters:
-        assert f"--{parameter.name.replace('_', '-')} {parameter.type}" in said and parameter.description in said
+        name = parameter.name if python else f"--{parameter.name.replace('_', '-')}"
+        assert f"  {name} {parameter.type}" in said and parameter.description in said
+    if python:  # used from Python: the call, and help that holds it too
+        assert card.sections["Example"] in said and f"nett.{card.room}.{card.name}(" in card.sections["Example"]
+        shown = nett(card.room, card.name, "--help").succeeded().out
+        assert all(line.strip() in shown for line in card.sections["Example"].splitlines())
+        return
     use = said.splitlines()[-1]
     assert use == f"Use: nett {card.room} {card.name} --help"
     for name in (card.name, card.name.replace("_", "-")):

@@ -31,7 +31,9 @@ def test_page_of_a_method_holds_what_a_reader_needs(card) -> None:  # type: igno
     text = (ROOT / "docs" / "methods" / card.room / f"{card.name}.md").read_text(encoding="utf-8")
     parts = re.split(r"^## (.+)$", text, flags=re.M)
     headings, bodies = parts[1::2], [b.strip() for b in parts[2::2]]
-    assert headings == (["Formula"] if "Formula" in card.sections else []) + SECTIONS
+    python = card.kind == "train"  # used from Python: a call and parameters in the place of options
+    sections = ["Use", "Parameters", *SECTIONS[1:]] if python else SECTIONS
+    assert headings == (["Formula"] if "Formula" in card.sections else []) + sections
     assert "Formula" in card.sections or card.kind != "reduce" or card.command
     assert all(bodies), dict(zip(headings, bodies, strict=True))
     assert f"# {card.title}" in parts[0] and card.summary in parts[0]
@@ -39,9 +41,8 @@ def test_page_of_a_method_holds_what_a_reader_needs(card) -> None:  # type: igno
     body = dict(zip(headings, bodies, strict=True))
     assert body["Guarantee"].startswith(f"**{card.guarantee}**: ")
     for parameter in card.parameters:
-        (row,) = [
-            r for r in body["Options"].splitlines() if r.startswith(f"| `--{parameter.name.replace('_', '-')}` |")
-        ]
+        name = parameter.name if python else f"--{parameter.name.replace('_', '-')}"
+        (row,) = [r for r in body["Parameters" if python else "Options"].splitlines() if r.startswith(f"| `{name}` |")]
         assert f"`{parameter.default}`" in row and parameter.description in row
     for paper in card.papers:
         assert f"{paper}: *" in body["Paper"]

@@ -61,6 +61,8 @@ def given(parameters: tuple[Parameter, ...], values: dict[str, Any], where: str)
 
 def method_command(card: Card) -> click.Command:
     """``nett ROOM METHOD ASSET… --options``."""
+    if card.kind == "train":
+        return _python_command(card)
     options = () if card.command else tuple(o for o in engine_options(card.room, "run") if o.name != "dry_run")
     taken = {p.name for p in card.parameters}
     options = tuple(o for o in options if o.name not in taken and card.takes(o))
@@ -90,6 +92,29 @@ def method_command(card: Card) -> click.Command:
         ],
         help=card_help(card),
         short_help=card.summary,
+    )
+    command.card = card
+    return command
+
+
+def _python_command(card: Card) -> click.Command:
+    """Of what trains: help that says how it is used, and whatever else is asked, the same as an error of usage."""
+
+    def call(words: tuple[str, ...]) -> None:
+        raise UsageError(
+            "it trains your network in your own loop, so it is used from Python, not from the command line",
+            where=card.key,
+            hint=f"import nett\n\n{card.sections.get('Example', f'nett.{card.room}.{card.name}(…)')}\n\n"
+            f"Its parameters: nett show {card.key}",
+        )
+
+    command = MethodCommand(
+        card.name.replace("_", "-"),
+        callback=call,
+        params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="")],
+        help=card_help(card),
+        short_help=card.summary,
+        context_settings={"ignore_unknown_options": True},
     )
     command.card = card
     return command
@@ -154,11 +179,12 @@ def _of_peer(peer: Any, ctx: click.Context) -> list[tuple[str, str, str]]:
 def card_help(card: Card) -> str:
     """A method's card as the help of its command."""
     parts = [card.summary]
-    for title in ("Formula", "When to use", "When not", "Cost", "Source"):
+    if card.kind == "train":
+        parts.append(f"Used from Python; its parameters: nett show {card.key}")
+    for title in ("Formula", "Example", "When to use", "When not", "Cost", "Source"):
         if title in card.sections:
-            parts.append(
-                f"\b\n{title}: {card.sections[title]}" if title == "Formula" else f"{title}: {card.sections[title]}"
-            )
+            as_it_is = {"Formula": f"\b\n{title}: ", "Example": f"\b\n{title}:\n"}.get(title)
+            parts.append(f"{as_it_is or f'{title}: '}{card.sections[title]}")
     return "\n\n".join(parts)
 
 

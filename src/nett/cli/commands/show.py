@@ -20,14 +20,19 @@ def command(method: str, as_json: bool) -> None:
         return
     papers = f" ({', '.join(card.papers)})" if card.papers else ""
     click.echo(f"{card.key}: {card.title}{papers}\n\n{card.summary}\n")
-    for title in ("Formula", "When to use", "When not", "Guarantee", "Cost", "Source"):
+    for title in ("Formula", "Returns", "When to use", "When not", "Guarantee", "Cost", "Source"):
         if title in card.sections:
             click.echo(f"{title}: {card.sections[title]}")
     click.echo(f"kind {card.kind}, grain {card.grain}, guarantee {card.guarantee}")
     if card.needs:
         click.echo(f"needs {', '.join('--' + n for n in card.needs)}")
-    click.echo("\nOptions:")
+    python = card.kind == "train"
+    click.echo("\nParameters:" if python else "\nOptions:")
     for p in card.parameters:
         limits = f" [{p.range}]" if p.range else ""
-        click.echo(f"  --{p.name.replace('_', '-')} {p.type}{limits}, default {p.default}\n      {p.description}")
-    click.echo(f"\nUse: nett {card.room} {card.name} --help")
+        name = p.name if python else f"--{p.name.replace('_', '-')}"
+        click.echo(f"  {name} {p.type}{limits}, default {p.default}\n      {p.description}")
+    if python:
+        click.echo(f"\nUse, from Python:\n\nimport nett\n\n{card.sections.get('Example', '')}")
+    else:
+        click.echo(f"\nUse: nett {card.room} {card.name} --help")

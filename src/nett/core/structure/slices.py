@@ -14,8 +14,8 @@ from nett.core.structure.units import Structure
 @final
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The slices of the units in one parameter: ``run`` positions a unit along ``axis``. ``index`` [units * run] lies
-    where the parameter lies, or is None for the whole axis in order."""
+    """The slices of the units in one parameter: ``run`` positions a unit along ``axis``. ``index`` [units * run], or
+    None for the whole axis in order."""
 
     name: str
     parameter: Any
@@ -27,7 +27,7 @@ class Part:
     def rows(self, tensor: Any) -> Any:
         """``[units, n]``: each unit's numbers in a tensor of the parameter's shape (the parameter, a gradient)."""
         moved = tensor.movedim(self.axis, 0)
-        return (moved if self.index is None else moved[self.index]).reshape(self.units, -1)
+        return (moved if self.index is None else moved[self.index.to(tensor.device)]).reshape(self.units, -1)
 
     def at(self, units: Any) -> Any:
         """Positions along the axis of some units."""
@@ -35,7 +35,7 @@ class Part:
 
         if self.index is not None:
             return self.index.reshape(self.units, self.run)[units].reshape(-1)
-        return (units[:, None] * self.run + torch.arange(self.run, device=units.device)).reshape(-1)
+        return (units[:, None] * self.run + torch.arange(self.run)).reshape(-1)
 
 
 @final
@@ -69,7 +69,7 @@ class Slices:
 
         with torch.no_grad():
             for part in self.parts:
-                at = part.at(units.to(part.parameter.device))
+                at = part.at(units.cpu()).to(part.parameter.device)
                 moved = part.parameter.detach().movedim(part.axis, 0)
                 if factor == 0:
                     moved.index_fill_(0, at, 0)
@@ -91,7 +91,7 @@ def slices_of(module: Any, structure: Structure) -> list[Slices]:
                 continue
             index = None
             if not place.whole(parameter.shape[place.axis]):
-                index = torch.from_numpy(np.array(place.index.reshape(-1))).to(parameter.device)
+                index = torch.from_numpy(np.array(place.index.reshape(-1)))
             parts.append(Part(place.tensor, parameter, place.axis, index, group.size, place.run))
         found.append(Slices(group.name, group.unit, group.size, tuple(parts)))
     return found
