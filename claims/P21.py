@@ -31,7 +31,7 @@ import torch
 
 import nett
 from claims.outcomes import Cell, Outcomes, better, mean_gap, say_gaps, spread
-from claims.pruning_beds import LLAMA, Bed, all_beds
+from claims.pruning_beds import LLAMA, STEPS, Bed, all_beds
 from nett.core.claims import Check, Figure, Result
 from nett.core.standing import Point
 from nett.core.structure import removed, slices_of, structure_of
@@ -288,6 +288,6 @@ def _because(outcomes: dict[float, Outcomes], figures: Sequence[Figure]) -> list
         )
     if LLAMA in {f.bed for f in figures}:
         said.append(
-            "These networks have some ten thousand weights and train for 200 steps; those of the paper are larger."
+            f"These networks have some ten thousand weights and train for {STEPS} steps; those of the paper are larger."
         )
     return said

@@ -43,7 +43,7 @@ METHODS = ["weights/gradual"]
 
 BED = "Shakespeare LSTM"
 WIDTHS, SPARSITIES, TUNED_AT = (64, 128), (0.5, 0.75, 0.875, 0.9), 0.875
-RATES = (8e-3, 1.6e-2, 3.2e-2)
+RATES = (1.6e-2, 3.2e-2, 6.4e-2)
 LARGE, SPARSE, EQUAL_COUNT, EQUAL_BYTES = (
     "large, unpruned",
     "large sparse",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EMBEDDED = 24
-STEPS, ROWS, WINDOW = 500, 24, 40
+STEPS, ROWS, WINDOW = 400, 24, 40
 VALUE = 4  # bytes of a number
 
 

@@ -15,7 +15,7 @@ from claims.beds import assets
 
 DIGITS, LLAMA = "digits ResNet", "Shakespeare Llama"
 CHANNELS, HIDDEN = (8, 16), (24, 48)
-STEPS, BATCH, WINDOW = 200, 64, 33
+STEPS, BATCH, WINDOW = 160, 64, 33
 
 
 @dataclass(frozen=True)

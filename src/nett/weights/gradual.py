@@ -30,7 +30,7 @@ def gradual(
     """Prune the smallest weights of each layer step by step while training, along a cubic schedule.
 
     Formula: s_t = s_f + (s_i - s_f) * (1 - (t - start) / steps)^3 at t = start, start + every, …, start + steps; in each tensor
-        the round(s_t * n) smallest \\|w\\| are zero, and their gradients with them
+        the round(s_t * n) smallest |w| are zero, and their gradients with them
     Args:
         sparsity: share of each tensor's weights that is zero in the end, exactly (s_f).
         initial: share when it starts (s_i).
