@@ -126,8 +126,10 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def told(card: Card, folder: Path) -> Any:
     """What a command that takes the user's paths says, without times."""
-    more = {"eval": text(folder)} if card.parameter("eval") else {}
-    parameters = card.resolve({"length": 24, "samples": 2, "threads": 1} | quick(card)) | more
+    eval = card.parameter("eval")
+    more = {"eval": text(folder) if eval.default is None else str(text(folder))} if eval else {}
+    small = {n: v for n, v in {"length": 24, "samples": 2, "threads": 1, "by": "rtn"}.items() if card.parameter(n)}
+    parameters = card.resolve(small | quick(card)) | more
     return measure_laws.timeless(card.load()([str(model())], **parameters))
 
 

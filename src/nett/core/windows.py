@@ -41,17 +41,23 @@ class Windows:
 def read_windows(file: Path, tokenizer: Any, *, samples: int, length: int, vocabulary: int) -> Windows:
     """At most ``samples`` windows of ``length`` tokens, evenly spread over a text (.txt, .md, …) or the ``text`` of
     the lines of a .jsonl file. Raises Refused where there is not one, or where tokens are beyond the vocabulary."""
-    ids = tokens_of(_text(file), tokenizer)
+    ids = read_tokens(file, tokenizer, vocabulary)
     if ids.size < length:
         hint = f"Give more text, or a smaller --length (now {length})."
         raise Refused(f"holds {ids.size:,} tokens, which is not one window of {length}", where=file, hint=hint)
-    if int(ids.max()) >= vocabulary:
+    return Windows(spread_windows(ids, samples, length), str(file), file_sha256(file))
+
+
+def read_tokens(file: Path, tokenizer: Any, vocabulary: int) -> Array:
+    """All token ids of a text file; Refused where one is beyond the vocabulary."""
+    ids = tokens_of(_text(file), tokenizer)
+    if ids.size and int(ids.max()) >= vocabulary:
         raise Refused(
             f"the tokenizer gives the token {int(ids.max())}, but the model knows {vocabulary:,}",
             where=file,
             hint="Tokenizer and model do not belong together.",
         )
-    return Windows(spread_windows(ids, samples, length), str(file), file_sha256(file))
+    return ids
 
 
 def tokens_of(text: str, tokenizer: Any) -> Array:
@@ -107,9 +113,20 @@ def _texts(lines: str, file: Path) -> list[str]:
 def overlap(judging: Windows, calibration: Windows) -> float:
     """Share of the judging text's runs of 24 tokens that stand somewhere in the calibration text."""
     size = min(_RUN, judging.ids.shape[1], calibration.ids.shape[1])
-    known = {run.tobytes() for row in calibration.ids for run in np.lib.stride_tricks.sliding_window_view(row, size)}
-    asked = [row[at : at + size].tobytes() for row in judging.ids for at in range(0, row.size - size + 1, size)]
-    return sum(run in known for run in asked) / len(asked)
+    asked = np.unique(_runs(judging.ids, size)[:, ::size], return_counts=True)
+    known = np.isin(asked[0], _runs(calibration.ids, size))
+    return float(asked[1][known].sum() / asked[1].sum())
+
+
+def _runs(ids: Array, size: int) -> Array:
+    """A 64-bit hash of every run of ``size`` tokens: uint64 ``[n, length - size + 1]``."""
+    words, count = ids.astype(np.uint64), ids.shape[1] - size + 1
+    found = np.zeros((len(ids), count), np.uint64)
+    for at in range(size):
+        found *= np.uint64(0x9E3779B97F4A7C15)
+        found += words[:, at : at + count] + np.uint64(1)
+        found ^= found >> np.uint64(29)
+    return found
 
 
 def held_out(windows: Windows, share: float = 1 / 8) -> tuple[Windows, Windows]:

@@ -47,7 +47,7 @@ def sense(
         raise UsageError(f"by = {by!r} is no method that takes bits", where=where, hint="rtn or gptq, for example.")
     if eval is None:
         raise UsageError("compares predictions, so it needs a text", where=where, hint="Add --eval FILE.")
-    widths = _widths(bits, where)
+    widths = widths_of(bits, where)
     wanted = tuple(o for o in card.operands if o in moments.NAMES)
     began = time.monotonic()
     with opened(asset, device, threads) as skeleton:
@@ -90,7 +90,8 @@ def sense(
     return told | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def _widths(bits: str, where: str) -> list[int]:
+def widths_of(bits: str, where: str) -> list[int]:
+    """Widths of a list such as 2,3,4,8, ascending; UsageError where it is none."""
     try:
         found = sorted({int(b) for b in bits.split(",")})
     except ValueError as error:
