@@ -203,6 +203,7 @@ def _row(arm: Arm, record: Mapping[str, Any]) -> dict[str, Any]:
         **asdict(arm),
         "bits_a_weight": bits,
         "nll": {n: sum(v) / len(v) for n, v in record["nll"].items()},
+        "windows": record["nll"],
         **rates,
         **({"ends": record["ends"]} if "ends" in record else {}),
         "seconds": record["seconds"],
