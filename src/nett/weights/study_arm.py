@@ -13,8 +13,8 @@ from nett.core.blocks import Skeleton, Walk
 from nett.core.blocks.skeleton import put
 from nett.core.registry import Card
 from nett.core.windows import Windows
+from nett.weights.answering import answers
 from nett.weights.formats import format_named
-from nett.weights.layerwise import answers
 from nett.weights.study_tasks import Task
 from nett.weights.watching import moments_of, sharing
 
@@ -35,7 +35,7 @@ def quantise(
             moments = moments_of(walk, module, groups, wanted) if walk is not None else {}
             for group in groups:
                 own = [parameters] * len(group)
-                for layer, _, answer, _ in answers(card, skeleton, None, group, own, moments):
+                for layer, _, answer, *_ in answers(card, skeleton, None, group, own, moments):
                     made, kind = fmt.tensors(layer, answer)
                     put(module, f"{layer.name}.weight", fmt.value(layer, made, kind).float().to(skeleton.device))
                     nbytes += sum(t.numel() * t.element_size() for t in made.values())

@@ -73,6 +73,8 @@ def study_of(
     began, card, notes = time.monotonic(), find_card(by, "weights"), list[str]()
     if card.parameter("bits") is None or card.command:
         raise UsageError(f"by = {by!r} is no method that takes bits", where=WHERE, hint="gptq or rtn, for example.")
+    if {"source", "compressed", "model"} & set(card.operands):
+        raise UsageError(f"by = {by!r} changes more than single layers", where=WHERE, hint="gptq or rtn, for example.")
     widths = widths_of(bits, WHERE)
     if run_code and tasks is None:
         raise UsageError(
