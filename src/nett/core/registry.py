@@ -19,7 +19,7 @@ Kind = Literal["reduce", "train", "serve", "measure", "make"]
 Grain = Literal["stream", "tensor", "block", "model", "corpus"]
 View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
-_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model"}  # operands
+_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model", "keys"}  # operands
 ROOMS = (
     "merge", "store", "weights", "experts", "adapters", "cache", "tokens", "data", "lake", "code", "graphs",
     "search", "training", "diffusion", "scan",
@@ -309,6 +309,8 @@ def method(
         @functools.wraps(kernel)
         def plain(*operands: Any, **given: Any) -> Any:
             card = _card_of(kernel.__module__, kernel.__name__)
+            if kind == "serve" and not operands and card is not None:  # what it is put on comes later
+                return importlib.import_module(f"nett.{card.room}.engine").serve(card, given)
             return whole(*operands, **(card.resolve(given) if card is not None else given))
 
         plain.kernel = kernel  # type: ignore[attr-defined]

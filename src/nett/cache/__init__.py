@@ -1,0 +1,9 @@
+"""A KV cache becomes smaller while the model goes on saying the same.
+
+`with nett.cache.knorm(budget="512tok").on(model): model.generate(…)` keeps a cache within a budget of tokens, bytes or a share;
+`nett cache METHOD MODEL --prompt-file FILE` shows what that changes, `nett cache frontier MODEL --text FILE` compares all.
+"""
+
+from nett.core.room import furnish
+
+__getattr__ = furnish(__name__)

@@ -1,0 +1,158 @@
+"""A policy with its parameters and its budget, ready to be put on a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+from nett.cache.attention import register
+from nett.cache.budget import Budget
+from nett.cache.layer import layer_class
+from nett.cache.protocol import STATISTICS
+from nett.core.errors import Refused, UsageError
+from nett.core.registry import Card
+
+
+@final
+class Policy:
+    """How a cache is kept within a budget.
+
+    Args:
+        budget: a share of the tokens, tokens or bytes of all layers.
+        every: tokens that come between two times that the cache is made smaller; 0 for a sixteenth of the budget.
+        when: ``always``, or ``prefill``: once, after the prompt.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        parameters: Mapping[str, Any],
+        *,
+        budget: str | float = 1.0,
+        every: int = 0,
+        when: str = "always",
+    ) -> None:
+        if every < 0:
+            raise UsageError(f"every = {every} is out of range: 0 <= every", where=card.key)
+        if when not in ("always", "prefill"):
+            raise UsageError(f"when = {when!r} is not one of always, prefill", where=card.key)
+        self.card, self.parameters = card, dict(parameters)
+        self.budget, self.every, self.when = Budget.of(budget), every, when
+        self.kernel, self.operands = card.kernel(), card.operands
+        self.watches = tuple(o for o in card.operands if o in STATISTICS)
+        self.looks_back = bool({"recent", "queries"} & set(self.watches))
+        module = importlib.import_module(card.module)
+        self.window = int(getattr(module, "RECENT", 0)) or 1
+        self.codes = "keep" not in card.operands
+        if self.codes and self.budget != Budget(1.0, "share"):
+            raise UsageError(
+                "holds all tokens, as codes: its bits decide how many bytes they take",
+                where=card.key,
+                hint="Give bits, and no budget.",
+            )
+        self.counts_sizes = "sizes" in card.operands and bool(parameters.get("size_bias", True))
+
+    def cache(self, model: Any) -> Any:
+        """An empty cache for ``model``, to be given to it as ``past_key_values`` while the policy is on it."""
+        from transformers.cache_utils import Cache
+
+        config = model.config.get_text_config()
+        check_model(model, self.card.key)
+        count = int(config.num_hidden_layers)
+        made = Cache(layers=[layer_class()(self, count) for _ in range(count)])
+        made.nett_policy = self
+        return made
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[Any]:
+        """``model.generate(…)`` and ``model(…)`` use caches of this policy meanwhile, unless they are given one."""
+        check_model(model, self.card.key)
+        config = model.config.get_text_config()
+        before, own = config._attn_implementation, model.__dict__.get("generate")
+        generate = model.generate
+
+        def generating(*args: Any, **named: Any) -> Any:
+            if named.get("past_key_values") is None and named.get("use_cache", True):
+                named["past_key_values"] = self.cache(model)
+            return generate(*args, **named)
+
+        def calling(_: Any, args: Any, named: dict[str, Any]) -> Any:
+            wanted = named.get("use_cache")
+            if named.get("past_key_values") is None and (config.use_cache if wanted is None else wanted):
+                named["past_key_values"] = self.cache(model)
+            return args, named
+
+        handle = model.register_forward_pre_hook(calling, with_kwargs=True)
+        model.generate = generating
+        config._attn_implementation = register()
+        try:
+            yield model
+        finally:
+            config._attn_implementation = before
+            handle.remove()
+            if own is None:
+                del model.generate
+            else:
+                model.generate = own
+
+    # -- what layers ask ----------------------------------------------------------------------------------------
+
+    def slots(self, layer: Any, seen: int) -> int:
+        """Slots that a layer may hold after ``seen`` tokens."""
+        rows, heads = layer.keys.shape[:2]
+        wide = (layer.keys.shape[-1] + layer.values.shape[-1]) * layer.keys.element_size()
+        carried = ("mass" in self.watches) + ("reach" in self.watches) + self.looks_back + self.counts_sizes
+        asked = 0 if layer.queries is None else layer.queries.numel() * layer.queries.element_size()
+        return self.budget.slots(seen, rows * heads * (wide + 4 * carried) * layer.layers, asked * layer.layers)
+
+    def target(self, layer: Any, seen: int) -> int:
+        """Slots that stay when it is made smaller: after a prompt what the budget allows, else room for what comes."""
+        most = self.slots(layer, seen)
+        if layer.coming > 1:
+            return most
+        return max(1, most + 1 - (self.every or max(1, most // 16)))
+
+    def due(self, layer: Any, held: int, seen: int) -> bool:
+        """Whether a row that holds so many slots is to be made smaller now."""
+        if layer.coming == 1 and self.when == "prefill":
+            return False
+        return held > self.slots(layer, seen)
+
+
+def check_model(model: Any, where: str) -> None:
+    """Refused for models whose attention is not one that every token is seen in, or that cannot be told how to attend."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (
+        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    ):
+        raise Refused(
+            f"{type(model).__name__} has layers of other kinds ({', '.join(sorted(kinds))}; sliding window"
+            f" {getattr(config, 'sliding_window', None)}): policies hold what full attention sees",
+            where=where,
+        )
+    if not getattr(model, "_supports_attention_backend", False):
+        raise Refused(f"{type(model).__name__} cannot be told how to attend (no attention interface)", where=where)
+
+
+def ledger(cache: Any) -> dict[str, Any]:
+    """Bytes that a cache of this room really holds, against those of the full cache: numbers, sizes, statistics, marks."""
+    layers = cache.layers
+    held = sum(layer.nbytes for layer in layers)
+    full = sum(
+        layer.keys.shape[0]
+        * layer.keys.shape[1]
+        * layer.seen
+        * (layer.keys.shape[-1] + layer.values.shape[-1])
+        * layer.keys.element_size()
+        for layer in layers
+    )
+    return {
+        "bytes": held,
+        "full_bytes": full,
+        "share": held / full if full else 1.0,
+        "slots": [layer.held for layer in layers],
+        "seen": layers[0].seen,
+    }

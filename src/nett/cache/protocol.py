@@ -1,0 +1,75 @@
+"""The one shape of this room's policies, and its laws.
+
+A policy is a pure kernel on the torch tensors of one layer; its operands say what it sees, for each of ``h`` heads of keys
+(of all rows of a batch that are equally long, one after the other) over the ``n`` slots that are held:
+
+``keys``, ``values`` ``[h, n, d]`` (keys as attention uses them, positions included); ``sizes`` ``[h, n]``: how many
+tokens a slot stands for; ``mass`` ``[h, n]``: attention that it got from all queries so far, the mean over the query
+heads of its group; ``reach`` ``[h, n]``: how many queries could see it; ``recent`` ``[h, w, n]``: attention of the last
+``w`` queries, by the module's literal ``RECENT = w``; ``queries`` ``[h, g, w, d]``: those queries themselves, ``g`` to a
+key head. ``keep``: how many slots may stay.
+
+What a kernel returns is a :class:`Kept`, a :class:`Merged`, or, without ``keep``, a :class:`Coded`: then the layer holds
+codes in place of numbers, chunk by chunk of ``BLOCK`` tokens (a literal of the module), never coded again.
+
+Laws: the same call gives the same bits; inputs are not written to; all heads are treated alike (their order does not
+matter); at a budget of all tokens the model's answer is that of the full cache, bit for bit; no more slots than
+``keep``; no more bytes than the ledger says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+else:
+    Tensor = Any
+
+STATISTICS = ("mass", "reach", "recent", "queries")  # operands that attention has to be watched for
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """index int64 ``[h, m]``: the slots that stay, of each head its own, ascending."""
+
+    index: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Merged:
+    """New slots. keys, values ``[h, m, d]``; sizes ``[h, m]``: tokens that each stands for; into int64 ``[h, n]``: the new
+    slot that an old one went to, -1 where it is gone."""
+
+    keys: Tensor
+    values: Tensor
+    sizes: Tensor
+    into: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """Numbers as codes: ``codes`` uint8, packed by ``bits``; ``scale`` and ``low`` of each group. See
+    :mod:`nett.cache.packing`."""
+
+    codes: Tensor
+    scale: Tensor
+    low: Tensor
+    bits: int
+    shape: tuple[int, ...]
+    axis: int  # along which a group runs: -1 channels of a token, -2 tokens of a channel
+
+
+@final
+@dataclass(frozen=True)
+class Coded:
+    """A chunk's keys and values as codes."""
+
+    keys: Grid
+    values: Grid
