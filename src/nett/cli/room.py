@@ -254,7 +254,7 @@ def _print(result: Any, *, as_json: bool = False) -> None:
 
 def _summary(result: dict[str, Any], out: Any) -> None:
     """What a person wants to know at the end."""
-    if "plan" in result:
+    if "plan" in result or "say" in result:
         _print(result)
         return
     click.echo(f"{out}: {result['room']}/{result['method']}, {result['bytes_after']:,} bytes, proof {result['proof']}")
