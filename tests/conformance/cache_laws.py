@@ -43,6 +43,8 @@ def operands(card: Card, keep: int = 12) -> list[Any]:
         "queries": torch.randn(HEADS, 2, 32, WIDTH, generator=g),
         "keep": keep,
     }
+    if "keep" not in card.operands:  # a chunk of whole groups
+        known |= {n: torch.randn(HEADS, 64, 32, generator=g) for n in ("keys", "values")}
     return [known[name] for name in card.operands]
 
 

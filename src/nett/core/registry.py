@@ -19,7 +19,7 @@ Kind = Literal["reduce", "train", "serve", "measure", "make"]
 Grain = Literal["stream", "tensor", "block", "model", "corpus"]
 View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
-_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model", "keys"}  # operands
+_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model"}  # operands
 ROOMS = (
     "merge", "store", "weights", "experts", "adapters", "cache", "tokens", "data", "lake", "code", "graphs",
     "search", "training", "diffusion", "scan",
@@ -303,7 +303,7 @@ def method(
         from nett.core.passes import on_arrays
 
         # Only merges take arrays of one shape; others see whole networks, or a matrix and what is known of it.
-        alike = kind != "train" and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
+        alike = kind not in ("train", "serve") and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
         whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat") if alike else kernel
 
         @functools.wraps(kernel)
