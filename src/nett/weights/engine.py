@@ -42,7 +42,8 @@ def run(
         length: tokens of a window.
         eval: text to judge the result by, apart from the calibration text; without it, an eighth of the calibration
             windows is held out for that.
-        format: auto (compressed-tensors where weights become whole numbers), compressed-tensors or dense.
+        format: auto (compressed-tensors where weights become whole numbers), compressed-tensors, dense, or gguf (one file
+            for llama.cpp: 4 or 8 bits in groups of 32).
         skip: patterns of layers that stay as they are, such as "*.down_proj".
         per_layer: JSON file of patterns of layers and the parameters that hold for them, as nett weights sensitivity
             writes it.

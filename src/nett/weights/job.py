@@ -61,9 +61,16 @@ class Job:
 
 
 def plan_job(
-    card: Card, skeleton: Skeleton, parameters: Mapping[str, Any], *, skip: Sequence[str], per_layer: Path | None
+    card: Card,
+    skeleton: Skeleton,
+    parameters: Mapping[str, Any],
+    *,
+    skip: Sequence[str],
+    per_layer: Path | None,
+    group: int = 0,
 ) -> Job:
-    """Refused where a layer does not fit the parameters; UsageError where a pattern matches nothing."""
+    """Refused where a layer does not fit the parameters; UsageError where a pattern matches nothing. ``group``: what a
+    parameter of that name is where it is left to nett, if not 0."""
     every = [skeleton.linears(i) for i in range(len(skeleton))]
     names = [layer.module for block in every for layer in block]
     if not names:
@@ -75,7 +82,8 @@ def plan_job(
     if not any(left):
         raise UsageError("--skip leaves no layer to work on", where=card.key)
     notes: list[str] = []
-    resolved = with_group(dict(parameters), left, notes)
+    asked = dict(parameters) | ({"group": group} if group and parameters.get("group") == 0 else {})
+    resolved = with_group(asked, left, notes)
     blocks = []
     for block in left:
         tasks = []

@@ -130,7 +130,7 @@ def _block(
         for layer, weight, answer, seconds, scale in made_of:
             made, kind = fmt.tensors(layer, answer)
             value = fmt.value(layer, made, kind)
-            expected = answer.dense() if isinstance(answer, Quantised) else None
+            expected = fmt.expected(answer) if isinstance(answer, Quantised) else None
             if expected is not None and not bool((value == expected).all()):
                 raise ProofFailed(f"layer {layer.module} would not be loaded as it was computed", where=staging.out)
             size = sum(t.numel() * t.element_size() for t in made.values())

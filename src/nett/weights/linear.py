@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +12,16 @@ from nett.core import receipt as receipts
 from nett.core.blocks import Skeleton
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import Dtype
-from nett.core.errors import Refused
+from nett.core.errors import Refused, UsageError
 from nett.core.registry import Card
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.weights import layerwise
-from nett.weights.formats import format_for
+from nett.weights.formats import format_for, group_of
 from nett.weights.formats.base import Run
 from nett.weights.job import figures, plan_job
 from nett.weights.outcome import finish, put_files
 from nett.weights.pairing import check_pair
-from nett.weights.parts import FOLDER, joined, write_part
+from nett.weights.parts import FOLDER, write_part
 from nett.weights.text import read_text
 
 
@@ -51,9 +50,13 @@ def run_linear(
     skeleton, compressed = models[0], models[1] if len(models) > 1 else None
     if compressed is not None:
         check_pair(skeleton, compressed)
-    job = plan_job(card, skeleton, parameters, skip=skip, per_layer=per_layer)
+    job = plan_job(card, skeleton, parameters, skip=skip, per_layer=per_layer, group=group_of(format))
     kind = getattr(torch, dtype.alias) if dtype is not None else None
-    fmt = format_for(job, format, kind)
+    fmt = format_for(job, format, kind, skeleton)
+    if fmt.scales is not None:
+        if dtype is not None and dtype.alias != fmt.scales:
+            raise UsageError(f"--dtype {dtype.alias}: scales are {fmt.scales} in {fmt.name}", where=card.key)
+        kind = getattr(torch, fmt.scales)
     text = read_text(
         skeleton,
         calibration=calibration,
@@ -77,7 +80,7 @@ def run_linear(
     if dry_run:
         return {
             "plan": plan,
-            "files": [{"path": f"{fmt.stem}.safetensors", "at_most_bytes": plan["bytes_written"]}],
+            "files": [{"path": f"{fmt.stem}.{fmt.suffix}", "at_most_bytes": plan["bytes_written"]}],
             "notes": notes,
         }
     began = time.monotonic()
@@ -110,9 +113,8 @@ def run_linear(
         if not fmt.added:
             parts.insert(0, staging.path / FOLDER / "ground.safetensors")
             write_part(parts[0], layerwise.outside(skeleton, kind))
-        size = sys.maxsize if fmt.added else byte_size(shard_size)  # loaders of adapters know of one file only
         settled = fmt.arranged(Run(skeleton, parts, done.layers, text.calibration, text.judging, job.parameters))
-        outputs = joined(parts, staging, size, fmt.stem, settled.names)
+        outputs = fmt.join(parts, staging, byte_size(shard_size), done.layers, settled.names)
         worked = {w.linear.module for w in done.layers}
         kept = [name for name in skeleton.linear_names if name not in worked]
         files, said = fmt.files(models, done.layers, kept, dtype)

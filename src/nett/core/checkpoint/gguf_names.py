@@ -89,7 +89,7 @@ def _view(header: GgufHeader, architecture: str, rule: Rule, parsed: Mapping[str
     config = model.config
     config.architectures = [type(model).__name__]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = _names(architecture, int(parsed["num_hidden_layers"]), shapes)
+    names = gguf_names(architecture, int(parsed["num_hidden_layers"]), shapes)
     if names is None:
         return f"the gguf package knows no architecture {architecture!r}"
     heads, kv_heads = parsed.get("num_attention_heads"), parsed.get("num_key_value_heads")
@@ -119,7 +119,7 @@ def _empty_model(config: Any) -> Any:
     raise last or ValueError("no model class")
 
 
-def _names(architecture: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str] | None:
+def gguf_names(architecture: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str] | None:
     """GGUF name -> Hugging Face name. Names that the gguf package knows as they stand go first; those that it knows
     only without their first parts (a headless model inside one with a head) fill what is left."""
     from gguf import MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from nett.core.blocks import Skeleton
 from nett.core.errors import UsageError, did_you_mean
 from nett.weights.formats.base import Format
 from nett.weights.job import Job
 
-NAMES = ("auto", "compressed-tensors", "dense", "adapter")
+NAMES = ("auto", "compressed-tensors", "dense", "gguf", "adapter")
 
 
 def format_named(name: str) -> Format:
@@ -25,13 +26,22 @@ def format_named(name: str) -> Format:
     return Dense() if name == "dense" else CompressedTensors()
 
 
-def format_for(job: Job, name: str, dtype: Any) -> Format:
+def group_of(name: str) -> int:
+    """Columns that share a scale in the format called so; 0 where any number may."""
+    return 32 if name == "gguf" else 0
+
+
+def format_for(job: Job, name: str, dtype: Any, skeleton: Skeleton) -> Format:
     """The format of a run: of what is added to a compressed model an adapter, of blocks a stack, else the one called so."""
     if "blocks" in job.parameters and name == "auto":
         from nett.weights.formats.stack import StackFormat
 
         return StackFormat()
     if "compressed" not in job.card.operands:
+        if name == "gguf":
+            from nett.weights.formats.gguf import Gguf
+
+            return Gguf(skeleton, job)
         return format_named(name)
     if name not in ("auto", "adapter"):
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from nett.core.blocks import Linear, Skeleton
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import Dtype
 from nett.core.sidefiles import changed_files
+from nett.core.staging import Staging
 from nett.core.windows import Windows
-from nett.weights.protocol import Answer, Tensor
+from nett.weights.parts import joined
+from nett.weights.protocol import Answer, Quantised, Tensor
 
 
 class Written(NamedTuple):
@@ -55,6 +58,8 @@ class Format(ABC):
     name: str
     added: ClassVar[bool] = False
     stem: ClassVar[str] = "model"
+    suffix: ClassVar[str] = "safetensors"
+    scales: ClassVar[str | None] = None  # the type that scales must have, where there is only one
 
     @abstractmethod
     def tensors(self, linear: Linear, answer: Answer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,6 +76,21 @@ class Format(ABC):
     def opened(self, folder: Path) -> Checkpoint:
         """The model in a folder that has no receipt yet."""
         return open_checkpoint(folder, dense=True)
+
+    def expected(self, answer: Quantised) -> Tensor:
+        """What a loader should make of numbers, computed from them and not from what is written."""
+        return answer.dense()
+
+    def join(
+        self,
+        parts: Sequence[Path],
+        staging: Staging,
+        size: int,
+        layers: Sequence[Written],
+        order: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """All parts as files of at most ``size`` bytes, in an order of tensors where there is one; the parts are gone afterwards. Returns their output records."""
+        return joined(parts, staging, sys.maxsize if self.added else size, self.stem, order)
 
     def config(self, config: dict[str, Any], layers: Sequence[Written], kept: Sequence[str]) -> dict[str, Any]:
         """``config.json`` of the result; ``kept`` are the names of all linear layers that stayed as they were."""
