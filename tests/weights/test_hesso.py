@@ -191,6 +191,43 @@ def test_a_llama_gets_narrower_and_loads_from_its_folder(tmp_path: Any) -> None:
         assert torch.equal(again.eval()(ids).logits, small.eval()(ids).logits)
 
 
+class Rows(torch.utils.data.Dataset):  # type: ignore[misc, type-arg]
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        ids = torch.arange(i, i + 8) % 40
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_trainer_takes_it_and_resumes_to_the_same_bits(tmp_path: Any) -> None:
+    def run(resume: str | None = None) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            hidden_size=16, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24, num_hidden_layers=1,
+            vocab_size=40, pad_token_id=0,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+        optimizer = nett.weights.hesso(model, {"input_ids": torch.arange(6)[None]}, sparsity=0.5, steps=8, lr=1e-2)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=10, per_device_train_batch_size=4, save_steps=5, report_to=[],
+            disable_tqdm=True, use_cpu=True, seed=3,
+        )  # fmt: skip
+        steady = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        trainer = transformers.Trainer(
+            model=model, args=arguments, train_dataset=Rows(), optimizers=(optimizer, steady)
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return model, optimizer
+
+    model, optimizer = run()
+    assert optimizer.steps == 10 and optimizer.progress["zero"] == 13 and optimizer.smaller() is not None
+    again, resumed = run(str(tmp_path / "checkpoint-5"))
+    assert resumed.progress == optimizer.progress
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_schedulers_and_closures_work_as_with_any_optimizer() -> None:
     model, x, y = case()
     optimizer = nett.weights.hesso(model, x[:2], sparsity=0.5, steps=4, lr=0.5)
