@@ -340,6 +340,17 @@ def test_the_plan_foresees_the_order(bed, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_in_several_files_and_another_type_it_is_the_same_stack(bed, receipt, tmp_path):
+    stack(bed, tmp_path / "out", shard_size="20kB", dtype="float16")
+    assert len([*(tmp_path / "out" / "signs").glob("*.safetensors")]) > 1
+    with open_checkpoint(bed / "stack") as one, open_checkpoint(tmp_path / "out") as other:
+        assert {t.dtype.name for t in one.tensors.values()} == {"F32"}
+        assert {t.dtype.name for t in other.tensors.values()} == {"F16"}
+        for name in one.tensors:
+            gap = np.linalg.norm(one.values(name) - other.values(name))
+            assert gap < 0.05 * np.linalg.norm(one.values(name))  # rounding turns some signs of entries near zero
+
+
 def test_a_plan_that_was_changed_is_refused(bed, receipt, tmp_path):
     import shutil
 

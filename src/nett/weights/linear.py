@@ -113,7 +113,8 @@ def run_linear(
         if not fmt.added:
             parts.insert(0, staging.path / FOLDER / "ground.safetensors")
             write_part(parts[0], layerwise.outside(skeleton, kind))
-        settled = fmt.arranged(Run(skeleton, parts, done.layers, text.calibration, text.judging, job.parameters))
+        at_hand = Run(skeleton, parts, done.layers, text.calibration, text.judging, job.parameters, dtype)
+        settled = fmt.arranged(at_hand)
         outputs = fmt.join(parts, staging, byte_size(shard_size), done.layers, settled.names)
         worked = {w.linear.module for w in done.layers}
         kept = [name for name in skeleton.linear_names if name not in worked]

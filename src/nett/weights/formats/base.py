@@ -27,7 +27,8 @@ class Written(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a format may look at once the layers are done: their parts on disk, the text, the kernel's parameters."""
+    """What a format may look at once the layers are done: their parts on disk, the text, the kernel's parameters, the type
+    of what is written (None: each tensor's own)."""
 
     skeleton: Skeleton
     parts: Sequence[Path]
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     calibration: Windows | None
     judging: Windows | None
     parameters: Mapping[str, Any]
+    dtype: Dtype | None
 
 
 @final

@@ -45,7 +45,8 @@ class StackFormat(Format):
         from nett.weights.sign_order import by_error, by_perplexity, curve
 
         stored = run.skeleton.checkpoint.tensors
-        layers = layers_of([vars(_layer(w.linear, w.kind, stored[w.linear.weight].dtype.name)) for w in run.layers])
+        kinds = [(run.dtype or stored[w.linear.weight].dtype).name for w in run.layers]
+        layers = layers_of([vars(_layer(*w, kind)) for w, kind in zip(run.layers, kinds, strict=True)])
         plan, notes = Plan(layers, by_error(layers)), list[str]()
         sources = [open_checkpoint(p) for p in run.parts]
         try:
