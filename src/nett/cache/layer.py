@@ -271,7 +271,10 @@ def layer_class() -> Any:
             bias = asked.new_zeros(blind.shape).masked_fill_(blind, torch.finfo(asked.dtype).min)
             if self.sizes is not None:
                 bias = bias + self.sizes[rows].log()[:, :, None]
-            return weights(asked, self.keys[rows], bias.repeat_interleave(groups, 1), self.scaling)
+            found = weights(asked, self.keys[rows], bias.repeat_interleave(groups, 1), self.scaling)
+            if self.tokens is not None:  # padding asks for nothing
+                found[:, :, : max(0, asked.shape[2] - int(self.tokens[rows][0]))] = 0
+            return found
 
         def _take(self, answer: tuple[Any, Any]) -> None:
             told, shown = answer
