@@ -46,6 +46,8 @@ MORE = {  # 4 bits where they take no more than the adapter that they are compar
 
 SMALL, LARGE = "stories260K", 1  # seeds of the large model
 
+TAKEN = "squared output error of a layer taken away by rank"
+
 Say = Callable[[str], None]
 
 
@@ -70,6 +72,7 @@ class Found:
         self.points: list[Point] = []
         self.won: dict[Cell, list[float]] = {}
         self.extra: dict[Cell, float] = {}
+        self.taken: dict[Cell, list[float]] = {}
         self.svd: dict[Cell, Gap] = {}
         self.bits: dict[Cell, Gap] = {}
 
@@ -119,6 +122,11 @@ def _cell(bed: Bed, way: str, seeds: Sequence[int], found: Found, progress: Say)
                 made = bed.run("eora", f"{way}-{by}-{r}-{seed}", [over], seed=seed, rank=r, by=by, samples=samples)
                 measured = bed.surprise(f"{over}+{made}")
                 note(seed, f"{by}, rank {r}", perplexity(measured))
+                if by == "eora":
+                    share = _taken(made)
+                    note(seed, f"{TAKEN} {r}", share, "%")
+                    if r == rank:
+                        found.taken.setdefault(cell, []).append(share)
                 if r == rank:
                     rows[by].append(measured)
                     if by == "eora" and seed == seeds[-1]:
@@ -133,6 +141,12 @@ def _cell(bed: Bed, way: str, seeds: Sequence[int], found: Found, progress: Say)
     quality = -float(np.mean([r.mean() for r in rows["none"]]))
     asset = f"llm/{bed.name} {cell[1]}"
     found.points.append(Point("compressed alone", asset, whole, quality, 0.0, seconds(first), trivial=True))
+
+
+def _taken(made: Path) -> float:
+    """Percent of a layer's squared output error that its adapter takes away; mean over the layers."""
+    rows = json.loads((made / "nett.json").read_text())["tensors"]
+    return 100 * float(np.mean([1 - r["error"] / r["error_before"] for r in rows if r["error_before"]]))
 
 
 def _point(bed: Bed, cell: Cell, made: Path, whole: float, original: np.ndarray, rows: list[np.ndarray]) -> Point:
@@ -193,12 +207,8 @@ def _because(found: Found) -> list[str]:
         said.append(f"On matrices of 64 columns rank 1 already takes more than 5 % ({cells}).")
     few = [c for c, v in found.won.items() if np.mean(v) < HALF]
     if few:
-        said.append(
-            "The error of rounding is nearly white: its largest singular values hold little of it, whatever they are weighed by "
-            f"(won back least: {', '.join(' '.join(c) for c in few)})."
-        )
+        shares = ", ".join(f"{' '.join(c)} {np.mean(found.taken[c]):.0f} %" for c in few)
+        said.append(f"So small a rank takes away only a part of a layer's squared output error, in the mean: {shares}.")
     if not better(found.bits):
-        said.append(
-            "A bit more in a quarter of the layers takes away most of their error, which an adapter of equal bytes cannot."
-        )
+        said.append("A bit more in some of the layers is worth more than an adapter of as many bytes.")
     return said
