@@ -272,9 +272,7 @@ def layer_class() -> Any:
             if self.sizes is not None:
                 bias = bias + self.sizes[rows].log()[:, :, None]
             found = weights(asked, self.keys[rows], bias.repeat_interleave(groups, 1), self.scaling)
-            if self.tokens is not None:  # padding asks for nothing
-                found[:, :, : max(0, asked.shape[2] - int(self.tokens[rows][0]))] = 0
-            return found
+            return found.masked_fill_(blind.all(-1, keepdim=True), 0.0)  # what it could see is gone, or it is padding
 
         def _take(self, answer: tuple[Any, Any]) -> None:
             told, shown = answer
