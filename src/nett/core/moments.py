@@ -21,6 +21,7 @@ class Moments:
 
         self.rows, self.wanted = 0, frozenset(wanted)
         self._gram = torch.zeros(columns, columns, device=device) if "gram" in self.wanted else None
+        self._made: Any = None
         self._sums: dict[str, Any] = {
             n: torch.zeros(columns, dtype=torch.float64, device=device)
             for n in ("squares", "means", "magnitudes")
@@ -32,8 +33,9 @@ class Moments:
         """Rows ``[…, columns]``, float32."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(rows)
+        self._made = None
         if self._gram is not None:
-            self._gram.addmm_(rows.T, rows)
+            _add_products(self._gram, rows)
         for name, total in self._sums.items():
             part = rows.square() if name == "squares" else rows.abs() if name == "magnitudes" else rows
             total += part.sum(0)
@@ -45,5 +47,22 @@ class Moments:
         if not self.rows:
             raise NettError("no input was seen: the layer is not run on the calibration text")
         if name == "gram" and self._gram is not None:
-            return self._gram / self.rows
+            if self._made is None:  # several layers ask for it
+                half = self._gram.triu() / self.rows
+                self._made = half + half.triu(1).T
+            return self._made
         return self._largest.clone() if name == "largest" else (self._sums[name] / self.rows).float()
+
+
+def _add_products(gram: Any, rows: Any) -> None:
+    """Add rows^T rows to the upper triangle of ``gram``; on the CPU by BLAS's product for symmetric results, which
+    does half the work."""
+    if gram.device.type != "cpu":
+        gram.addmm_(rows.T, rows)
+        return
+    from scipy.linalg.blas import ssyrk
+
+    flat, into = rows.detach().contiguous().numpy(), gram.numpy()
+    made = ssyrk(1.0, flat.T, beta=1.0, c=into.T, lower=1, overwrite_c=1)  # columns first: its lower is our upper
+    if made.ctypes.data != into.ctypes.data:  # it copies what it cannot work in
+        into[...] = made.T

@@ -88,6 +88,7 @@ def compared(before: Walk, after: Walk, windows: Windows) -> Quality:
     for (ids, mine), (_, theirs) in zip(before.logits(), after.logits(), strict=True):
         for window in range(len(ids)):
             rows.append(_window(ids[window], mine[window], theirs[window]))
+        del mine, theirs  # before the next are computed
     table = np.array(rows)
     return Quality(table[:, 0], table[:, 1], table[:, 2], table[:, 3], windows)
 

@@ -22,6 +22,8 @@ def opened(asset: str, device: str = "cpu", threads: int = 0) -> Iterator[Skelet
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device = {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    from threadpoolctl import threadpool_limits
+
     torch.set_num_threads(thread_count(threads))
-    with open_checkpoint(asset, dense=True) as checkpoint:
+    with threadpool_limits(thread_count(threads), "blas"), open_checkpoint(asset, dense=True) as checkpoint:
         yield open_skeleton(checkpoint, device)

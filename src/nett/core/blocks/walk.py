@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from nett.core.blocks.skeleton import Skeleton
 from nett.core.errors import Refused
 
 BATCH = 4096  # tokens that go through a block together
+_LOGITS = 1 << 23  # numbers of logits at a time, but for those of one window
 
 
 @final
@@ -41,7 +43,9 @@ class Walk:
         with torch.no_grad(), self.skeleton.ground() as model:
             for ids in self.batches:
                 stands = [_stand()() for _ in self.skeleton.blocks]
-                with _standing_in(self.skeleton, stands):
+                for stand in stands:
+                    stand.all = stands
+                with _standing_in(self.skeleton, stands), suppress(_Enough):
                     model(input_ids=ids, use_cache=False)
                 if any(s.seen is None for s in stands):
                     missed = sum(s.seen is None for s in stands)
@@ -118,16 +122,26 @@ class Walk:
         return other
 
     def logits(self) -> Iterator[tuple[Any, Any]]:
-        """(token ids, logits float32 ``[batch, length, vocabulary]``) of each batch, once all blocks are behind."""
+        """(token ids, logits float32 ``[windows, length, vocabulary]``), all windows in order, as many at a time as make
+        some ten million numbers; once all blocks are behind."""
         import torch
+
+        def of(model: Any, ids: Any, hidden: Any) -> Any:
+            stands = [_stand()() for _ in self.skeleton.blocks]
+            stands[-1].gives = hidden.to(self.skeleton.device)
+            with torch.no_grad(), _standing_in(self.skeleton, stands):
+                return model(input_ids=ids, use_cache=False).logits.float()
 
         with self.skeleton.ground() as model:
             for ids, hidden in zip(self.batches, self.hidden, strict=True):
-                stands = [_stand()() for _ in self.skeleton.blocks]
-                stands[-1].gives = hidden.to(self.skeleton.device)
-                with torch.no_grad(), _standing_in(self.skeleton, stands):
-                    found = model(input_ids=ids, use_cache=False).logits.float()
-                yield ids, found  # outside of no_grad: two of these at a time would leave gradients off
+                step = max(1, _LOGITS // (ids.shape[1] * self.skeleton.vocabulary))
+                for i in range(0, len(ids), step):
+                    # Kept in no variable here; and given outside of no_grad, which two at a time would leave on.
+                    yield ids[i : i + step], of(model, ids[i : i + step], hidden[i : i + step])
+
+
+class _Enough(Exception):
+    """All stand-ins were called: what the model does with their outputs need not be computed."""
 
 
 @cache
@@ -142,9 +156,12 @@ def _stand() -> Any:
             self.seen: Any = None
             self.named: dict[str, Any] = {}
             self.gives: Any = None
+            self.all: Sequence[Any] = ()
 
         def forward(self, hidden_states: Any, **named: Any) -> Any:
             self.seen, self.named = hidden_states, named
+            if self.all and all(stand.seen is not None for stand in self.all):
+                raise _Enough
             return hidden_states if self.gives is None else self.gives
 
     return Stand
