@@ -74,14 +74,14 @@ def _study(folder: Path, draws: int, seed: int, progress: Say) -> tuple[dict[str
         bits=",".join(map(str, BITS)),
         draws=draws,
         seed=seed,
-        samples=32,
-        judged=96,
+        samples=16,
+        judged=48,
         length=128,
         tasks=files["code", "test"],
-        most=64,
-        new=40,
+        most=32,
+        new=32,
         threads=1,
-        out=folder / "out",
+        out=model / "study",  # what was done of a run that was killed is not done again
     )
     for line in told["say"]:
         progress(line)
