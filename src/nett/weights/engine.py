@@ -92,7 +92,12 @@ def run(
 
 
 def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """What was rounded away is gone: Refused, naming the original."""
+    """The dense model again where nothing was lost; what was rounded away is gone: Refused, naming the original."""
+    if receipt["guarantee"] == "exact":
+        from nett.weights.dense_again import restore_dense
+
+        taken = ("out", "overwrite", "dry_run")
+        return restore_dense(folder, receipt, **{k: v for k, v in {"out": None, **options}.items() if k in taken})
     origin = receipt["inputs"][0]["path"] if receipt["inputs"] else "the original"
     raise Refused(
         f"cannot be undone: weights/{receipt['method']} keeps no more than it writes",

@@ -6,6 +6,7 @@ with the values that a loader makes of them, and so comes to the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -15,6 +16,7 @@ from nett.core.blocks.skeleton import put
 from nett.core.errors import NettError, ProofFailed
 from nett.core.progress import report
 from nett.core.receipt import file_sha256
+from nett.core.registry import Card
 from nett.core.staging import Staging
 from nett.weights.answering import answers, cast
 from nett.weights.folding import Fold, folds, ordered
@@ -133,6 +135,7 @@ def _block(
             expected = fmt.expected(answer) if isinstance(answer, Quantised) else None
             if expected is not None and not bool((value == expected).all()):
                 raise ProofFailed(f"layer {layer.module} would not be loaded as it was computed", where=staging.out)
+            exact = _proved(job.card, layer, weight, value, staging) if job.card.guarantee == "exact" else {}
             size = sum(t.numel() * t.element_size() for t in made.values())
             known = moments.get(layer.name)
             before = {}
@@ -149,6 +152,7 @@ def _block(
                     "bits": round(8 * size / weight.numel(), 4),
                     **before,
                     "error": _error(weight, value, known, job),
+                    **exact,
                     "seconds": round(seconds, 4),
                 }
             )
@@ -168,6 +172,16 @@ def _block(
     records.sort(key=lambda r: order[r["layer"]])
     staging.record(block=number, sha256=digest, layers=records, unseen=unseen, folded=folded, unplaced=unplaced)
     return staging.entries[-1]
+
+
+def _proved(card: Card, layer: Linear, weight: Tensor, value: Tensor, staging: Staging) -> dict[str, str]:
+    """The hash of a layer's bytes, which are those that it will be loaded with."""
+    import torch
+
+    before, after = (t.contiguous().cpu().view(torch.uint8) for t in (weight, value))
+    if weight.dtype != value.dtype or not torch.equal(before, after):
+        raise ProofFailed(f"{card.key} changes layer {layer.module}", where=staging.out)
+    return {"sha256": hashlib.sha256(before.numpy().tobytes()).hexdigest()}
 
 
 def _alike(group: Sequence[Linear], tasks: Mapping[str, Task]) -> list[list[Linear]]:

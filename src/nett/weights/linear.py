@@ -16,6 +16,7 @@ from nett.core.errors import Refused, UsageError
 from nett.core.registry import Card
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.weights import layerwise
+from nett.weights.dense_again import check_exact, check_gain
 from nett.weights.formats import format_for, group_of
 from nett.weights.formats.base import Run
 from nett.weights.job import figures, plan_job
@@ -51,6 +52,8 @@ def run_linear(
     if compressed is not None:
         check_pair(skeleton, compressed)
     job = plan_job(card, skeleton, parameters, skip=skip, per_layer=per_layer, group=group_of(format))
+    if card.guarantee == "exact":
+        check_exact(card, format, dtype)
     kind = getattr(torch, dtype.alias) if dtype is not None else None
     fmt = format_for(job, format, kind, skeleton)
     if fmt.scales is not None:
@@ -109,6 +112,8 @@ def run_linear(
             dtype=None if fmt.added else kind,
             disk=disk,
         )
+        if card.guarantee == "exact":
+            check_gain(card, done, skeleton)
         parts = [staging.path / FOLDER / f"block-{i:05d}.safetensors" for i in range(len(skeleton))]
         if not fmt.added:
             parts.insert(0, staging.path / FOLDER / "ground.safetensors")

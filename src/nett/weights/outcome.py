@@ -73,8 +73,10 @@ def finish(
     whole = size + sum(i["bytes"] for i in inputs[1:])
     seconds = time.monotonic() - began
     sources = tuple(i["path"] for i in inputs)
-    freed = max(0, inputs[0]["bytes"] - whole)
-    edge = Edge("weights", str(staging.out), sources, card.key, freed, round(seconds, 3), None, "measured")
+    freed, exact = max(0, inputs[0]["bytes"] - whole), card.guarantee == "exact"
+    edge = Edge(
+        "weights", str(staging.out), sources, card.key, freed, round(seconds, 3), 0.0 if exact else None, card.guarantee
+    )
     receipt = receipts.new_receipt(
         card,
         parameters=parameters,
@@ -146,6 +148,11 @@ def _npy(windows: Windows) -> bytes:
 def verify_output(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Files and inputs by their hashes, and the quality measured again on the same tokens."""
     checks = [*receipts.check_files(folder, receipt), *receipts.check_inputs(receipt)]
+    if receipt["guarantee"] == "exact" and all(c["ok"] for c in checks):
+        from nett.weights.dense_again import check_tensors
+
+        with open_checkpoint(folder, dense=True) as written:
+            checks.append(check_tensors(written, receipt))
     judged = receipt["figures"].get("judged")
     if judged is None or not all(c["ok"] for c in checks):
         return checks
