@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,9 +74,8 @@ def finish(
     seconds = time.monotonic() - began
     sources = tuple(i["path"] for i in inputs)
     freed, exact = max(0, inputs[0]["bytes"] - whole), card.guarantee == "exact"
-    edge = Edge(
-        "weights", str(staging.out), sources, card.key, freed, round(seconds, 3), 0.0 if exact else None, card.guarantee
-    )
+    kept: tuple[float | None, Literal["exact", "measured"]] = (0.0, "exact") if exact else (None, "measured")
+    edge = Edge("weights", str(staging.out), sources, card.key, freed, round(seconds, 3), *kept)
     receipt = receipts.new_receipt(
         card,
         parameters=parameters,
