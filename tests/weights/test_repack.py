@@ -148,4 +148,6 @@ def test_refusals(llama: Path, rounded: Path, tmp_path: Path) -> None:
         run(rounded, dtype="float16")
     with pytest.raises(UsageError, match="there already"):
         run(rounded, format="dense")
+    with pytest.raises(UsageError, match="float16 in GGUF"):
+        run(rounded, format="gguf")
     assert list(tmp_path.iterdir()) == [] and issubclass(Refused, NettError)

@@ -26,6 +26,12 @@ def check_exact(card: Card, format: str, dtype: Dtype | None) -> None:
     """UsageError for options that would lose what is to be kept, or gain nothing."""
     if dtype is not None:
         raise UsageError("keeps every bit, and so the types", where=card.key, hint="Leave out --dtype.")
+    if format == "gguf":
+        raise UsageError(
+            "keeps every bit, and matrices outside the blocks are float16 in GGUF",
+            where=card.key,
+            hint="Leave out --format.",
+        )
     if format == "dense":
         raise UsageError("would write what is there already", where=card.key, hint="Leave out --format dense.")
 
