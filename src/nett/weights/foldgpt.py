@@ -65,7 +65,7 @@ def foldgpt(
         seed: order of the windows, start of the updates, and blocks chosen by chance.
     When to use: a decoder that should be faster and smaller on any hardware, with text and some minutes to cure it.
     When not: models of few blocks; where no quality may be lost; before `--by influence` was tried, which takes one forward
-        pass and was no worse than gates on the small models of claim P07 (a first block may seem spare half open, and is not).
+        pass and was no worse than gates on the small models of claim P07.
         Sharing saves bytes, not time, and only where tensors are kept once: the folder for transformers has them written out
         (`nett store add` keeps equal tensors once).
     Cost: gate_steps forward and backward passes of the model, cure_steps of the smaller one with a forward pass of the
