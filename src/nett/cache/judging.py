@@ -19,7 +19,7 @@ from nett.core.quality import estimate
 @dataclass(frozen=True)
 class Judged:
     """Text by text: mean KL(full || policy) [nats] over the continuation's tokens, share of changed top-1 tokens, mean
-    negative log likelihood under both; bytes that were held at the end and those of the full cache; seconds a token."""
+    negative log likelihood under both; bytes that a text's cache held at the end, and the full cache; seconds a step of a batch."""
 
     kl: Array
     flips: Array
@@ -46,30 +46,31 @@ class Judged:
 @final
 @dataclass(frozen=True)
 class Bed:
-    """Texts whose prompts were run once: a recording, the continuation's ids and the full cache's log probabilities."""
+    """Batches of texts whose prompts were run once: a recording, the continuations' ids ``[b, follow]``, and the full
+    cache's log probabilities of their tokens ``[b, follow, vocabulary]``."""
 
     recordings: Sequence[Recording]
     following: Sequence[Any]
     expected: Sequence[Any]
 
 
-def bed_of(model: Any, windows: Any, context: int) -> Bed:
+def bed_of(model: Any, windows: Any, context: int, *, batch: int = 16) -> Bed:
     """``windows`` int64 ``[texts, length]``: the first ``context`` tokens are the prompt, the others follow."""
     import torch
 
     recordings, following, expected = [], [], []
-    for row in windows:
-        one = record(model, row[None, :context])
+    for start in range(0, len(windows), batch):
+        rows = windows[start : start + batch]
+        recordings.append(record(model, rows[:, :context]))
         with torch.no_grad():
-            logits = model(row[None]).logits[0, context - 1 : -1].float()
-        recordings.append(one)
-        following.append(row[context:])
+            logits = model(rows).logits[:, context - 1 : -1].float()
+        following.append(rows[:, context:])
         expected.append(logits.log_softmax(-1))
     return Bed(recordings, following, expected)
 
 
 def judge(model: Any, bed: Bed, policy: Policy) -> Judged:
-    """The continuations token by token, each through the cache that the policy keeps."""
+    """The continuations token by token, each text with a cache of its own that the policy keeps."""
     import torch
 
     rows, held, whole, seconds, tokens = [], 0.0, 0.0, 0.0, 0
@@ -78,21 +79,20 @@ def judge(model: Any, bed: Bed, policy: Policy) -> Judged:
             cache = one.cache(policy, model)
             logits = [one.last]
             began = time.perf_counter()
-            for token in ids[:-1]:
-                logits.append(model(token.reshape(1, 1), past_key_values=cache).logits)
-            seconds, tokens = seconds + time.perf_counter() - began, tokens + len(ids) - 1
-            mine = torch.cat(logits, 1)[0].float().log_softmax(-1)
+            for token in ids[:, :-1].T:
+                logits.append(model(token[:, None], past_key_values=cache).logits)
+            seconds, tokens = seconds + time.perf_counter() - began, tokens + ids.shape[1] - 1
+            mine = torch.cat(logits, 1).float().log_softmax(-1)
             told = ledger(cache)
             held, whole = held + told["bytes"], whole + told["full_bytes"]
-            at = ids[:, None]
-            rows.append(
-                (
-                    float((expected.exp() * (expected - mine)).sum(-1).mean()),
-                    float((expected.argmax(-1) != mine.argmax(-1)).float().mean()),
-                    -float(expected.gather(-1, at).mean()),
-                    -float(mine.gather(-1, at).mean()),
-                )
+            at = ids[..., None]
+            found = (
+                (expected.exp() * (expected - mine)).sum(-1).mean(-1),
+                (expected.argmax(-1) != mine.argmax(-1)).float().mean(-1),
+                -expected.gather(-1, at)[..., 0].mean(-1),
+                -mine.gather(-1, at)[..., 0].mean(-1),
             )
-    table, count = np.array(rows), len(rows)
+            rows.append(torch.stack(found, 1).double().cpu().numpy())
+    table = np.concatenate(rows)
     kl, flips, full, said = table.T
-    return Judged(kl, flips, full, said, held / count, whole / count, seconds / max(1, tokens))
+    return Judged(kl, flips, full, said, held / len(table), whole / len(table), seconds / max(1, tokens))
