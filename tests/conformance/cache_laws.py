@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,18 +16,40 @@ from conformance import measure_laws
 from nett.cache.policy import ledger
 from nett.cache.protocol import Coded, Kept, Merged
 from nett.core.registry import Card
+from nett.core.tiny import write_llama
 
 Law = Callable[[Card, Path], None]
 HEADS, SLOTS, WIDTH = 4, 40, 16
 
 
 def laws(card: Card) -> list[Law]:
-    if card.kind != "serve" or card.command:
-        return list(measure_laws.LAWS)
+    if card.command:
+        return [same_answer_twice, looking_changes_nothing]
     found: list[Law] = [same_call_same_bits, inputs_untouched, heads_are_treated_alike, on_a_model_within_its_budget]
     if "keep" in card.operands:
         found += [no_more_slots_than_asked, all_slots_are_the_full_cache]
     return found
+
+
+def told(card: Card, folder: Path) -> Any:
+    """What a command says of a model of kilobytes and some words, without times."""
+    asset = write_llama(folder / "llama", layers=2, hidden=32, dtype="F32")
+    (folder / "text.txt").write_text("the sun rose over the road and the river, and dust lay on the house. " * 40)
+    quick = dict(getattr(importlib.import_module(card.module), "QUICK", {}))
+    more = {"text": folder / "text.txt"} if card.parameter("text") else {}
+    threads = {"threads": 1} if card.parameter("threads") else {}
+    return measure_laws.timeless(card.load()([str(asset)], **(card.resolve(quick | threads) | more)))
+
+
+def same_answer_twice(card: Card, folder: Path) -> None:
+    assert told(card, folder) == told(card, folder)
+
+
+def looking_changes_nothing(card: Card, folder: Path) -> None:
+    told(card, folder)
+    before = {f: f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    told(card, folder)
+    assert {f: f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()} == before
 
 
 def operands(card: Card, keep: int = 12) -> list[Any]:
