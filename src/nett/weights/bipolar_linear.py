@@ -113,9 +113,9 @@ class BipolarLinear(torch.nn.Module):
             codes = nearest(rows, step, self.activations)
             made = scaled(self.planes, self.scale, codes, step, self.layout, self.activations)
         else:
-            steps = step.numpy()
-            planes = popcount.rounded(rows.numpy(), self.activations, steps, self.layout)
-            found = popcount.scaled(_words(self.planes), self.scale.numpy(), planes, steps, self.layout)
+            steps, threads = step.numpy(), torch.get_num_threads()
+            planes = popcount.rounded(rows.numpy(), self.activations, steps, self.layout, threads)
+            found = popcount.scaled(_words(self.planes), self.scale.numpy(), planes, steps, self.layout, threads)
             made = torch.from_numpy(found)
         if self.bias is not None:
             made += self.bias
