@@ -6,7 +6,7 @@ Both are run block by block, so that memory is that of one block, the embeddings
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -16,7 +16,7 @@ from nett.core.blocks import Skeleton, Walk
 from nett.core.dtypes import Array
 from nett.core.windows import Windows
 
-_ROWS = 256  # positions whose logits are compared at a time
+_ROWS = 64  # positions whose logits are compared at a time
 # Two-sided 95 % points of Student's t by degrees of freedom; beyond them the normal's.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
       2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
@@ -84,41 +84,30 @@ def qualities(original: Skeleton, results: Sequence[Skeleton], windows: Windows)
 
 def compared(before: Walk, after: Walk, windows: Windows) -> Quality:
     """Of two walks that have all blocks behind them."""
-    rows: list[Array] = []
-    for (ids, mine), (_, theirs) in zip(before.logits(), after.logits(), strict=True):
-        for window in range(len(ids)):
-            rows.append(_window(ids[window], mine[window], theirs[window]))
+    table = np.zeros((sum(len(ids) for ids in before.batches), 4))
+    for (window, ids, at, mine), (*_, theirs) in zip(before.pieces(_ROWS), after.pieces(_ROWS), strict=True):
+        table[window] += _piece(ids[at + 1 : at + 1 + len(mine), None], mine, theirs) / (len(ids) - 1)
         del mine, theirs  # before the next are computed
-    table = np.array(rows)
     return Quality(table[:, 0], table[:, 1], table[:, 2], table[:, 3], windows)
 
 
 def likelihoods(walk: Walk) -> Array:
     """Mean negative log likelihood of each window, for a walk that has all blocks behind it."""
-    import torch
-
-    found: list[float] = []
-    for ids, logits in walk.logits():
-        for window in range(len(ids)):
-            said = torch.log_softmax(logits[window, :-1], -1).gather(-1, ids[window, 1:, None])
-            found.append(-float(said.double().mean()))
-    return np.array(found)
+    found = np.zeros(sum(len(ids) for ids in walk.batches))
+    for window, ids, at, logits in walk.pieces(_ROWS):
+        said = logits.log_softmax(-1).gather(-1, ids[at + 1 : at + 1 + len(logits), None])
+        found[window] -= float(said.double().sum()) / (len(ids) - 1)
+    return found
 
 
-def _window(ids: Any, mine: Any, theirs: Any) -> Array:
-    """[nll, nll, KL, flips] of one window: means over its positions, but for the last, whose successor is unknown."""
-    total = np.zeros(4)
-    for part in _parts(len(ids) - 1):
-        a, b = mine[part].log_softmax(-1), theirs[part].log_softmax(-1)
-        following = ids[1:][part, None]
-        total += [
+def _piece(following: Any, mine: Any, theirs: Any) -> Array:
+    """Sums over some positions of [nll, nll, KL, flips]; ``following``: the tokens that came next ``[rows, 1]``."""
+    a, b = mine.log_softmax(-1), theirs.log_softmax(-1)
+    return np.array(
+        [
             -float(a.gather(-1, following).double().sum()),
             -float(b.gather(-1, following).double().sum()),
             float((a.exp() * (a - b)).sum(-1).double().sum()),
             float((a.argmax(-1) != b.argmax(-1)).sum()),
         ]
-    return total / (len(ids) - 1)
-
-
-def _parts(count: int) -> Iterator[slice]:
-    return (slice(i, min(count, i + _ROWS)) for i in range(0, count, _ROWS))
+    )

@@ -139,6 +139,31 @@ class Walk:
                     # Kept in no variable here; and given outside of no_grad, which two at a time would leave on.
                     yield ids[i : i + step], of(model, ids[i : i + step], hidden[i : i + step])
 
+    def pieces(self, rows: int) -> Iterator[tuple[int, Any, int, Any]]:
+        """(number of a window, its ids, a position, logits float32 ``[at most rows, vocabulary]`` from there on) for all
+        windows and all positions but their last; no more of them is computed at a time where the model can do that."""
+        import inspect
+
+        import torch
+
+        number = -1
+        with self.skeleton.ground() as model:
+            able = "logits_to_keep" in inspect.signature(model.forward).parameters
+            for ids, hidden in zip(self.batches, self.hidden, strict=True):
+                for i in range(len(ids)):
+                    number, last = number + 1, ids.shape[1] - 1
+                    stands = [_stand()() for _ in self.skeleton.blocks]
+                    stands[-1].gives = hidden[i : i + 1].to(self.skeleton.device)
+                    step = rows if able else last
+                    for start in range(0, last, step):
+                        keep = torch.arange(start, min(last, start + step), device=self.skeleton.device)
+                        more = {"logits_to_keep": keep} if able else {}
+                        with torch.no_grad(), _standing_in(self.skeleton, stands):
+                            found = model(input_ids=ids[i : i + 1], use_cache=False, **more).logits[0, :last].float()
+                        for at in range(0, len(found), rows):
+                            yield number, ids[i], start + at, found[at : at + rows]
+                        del found
+
 
 class _Enough(Exception):
     """All stand-ins were called: what the model does with their outputs need not be computed."""
