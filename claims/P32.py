@@ -135,9 +135,7 @@ def _bed(bed: Bed, seeds: Sequence[int], figures: list[Figure], points: list[Poi
                 took = measured_rows[0][2]
                 asset = f"llm/{bed.name} {bits:g} bits"
                 points.append(
-                    Point(
-                        name, asset, budget, float(np.mean(means)), spread(means), took, trivial=way in ("SVD", "rtn")
-                    )
+                    Point(name, asset, budget, float(np.mean(means)), spread(means), took, trivial=way == "SVD")
                 )
         said = ", ".join(f"{w} {np.mean([perplexity(m) for _, m, _ in r]):.3f}" for w, r in found.items() if r)
         progress(f"{bed.name} {note}: {said}")
@@ -201,8 +199,8 @@ def _because(checks: Sequence[Check], figures: Sequence[Figure]) -> list[str]:
     said = []
     if any(f.bed == SMALL for f in figures):
         said.append(
-            "On matrices of 64 columns a block takes 1.5 bits a weight and its scales a quarter more, so that there is no stack of "
-            "1.1 bits there, and half of what rank 1 costs is overhead that wide layers do not have."
+            "On matrices of 64 columns a block takes 1.5 bits a weight and the scales a quarter of a bit, so there is no stack of 1.1 "
+            "bits and one of 3.3 bits has two blocks; a layer of 576 columns has three, as a block takes 1.04 to 1.06 bits there."
         )
     if not checks[2].holds:
         said.append(
