@@ -1,6 +1,7 @@
 """P56, bipolar integers: exact products of any widths by exclusive or and population count, faster, and less error at equal bits?
 
-Time is wall time on all cores that there are, with the inputs' rounding and packing counted on our side only. Signed integers
+Time is CPU time on one thread, with the inputs' rounding and packing counted on our side only (wall time on all cores, which
+a first run took, told more of what else the machine did). Signed integers
 are those of two's complement and those without the lowest number, whichever has the smaller error, around zero; scales
 of all come from the same search (28 ranges and three least-squares fits a row), a scale a row.
 
@@ -63,9 +64,8 @@ def run(seeds: Sequence[int], progress: Say) -> Result:
     figures, points = list[Figure](), list[Point]()
     checks = [_exact(seeds)]
     progress(checks[0].figures)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1)
     checks += _speed(seeds[0], figures, progress)
-    torch.set_num_threads(1)  # what follows takes no time that is judged
     why = lacking()
     bed = stories() if why is None else None
     if why is not None:
@@ -143,15 +143,14 @@ def _speed(seed: int, figures: list[Figure], progress: Say) -> list[Check]:
 
 
 def _milliseconds(way: Callable[[], Any]) -> float:
-    """Median of seven, each the mean of as many calls as fill 20 ms."""
-    way()
+    """Median of five, each the mean of as many calls as fill 20 ms."""
     found = []
-    for _ in range(7):
-        began, calls = time.perf_counter(), 0
-        while time.perf_counter() - began < 0.02:
+    for _ in range(5):
+        began, calls = time.process_time(), 0
+        while time.process_time() - began < 0.02:
             way()
             calls += 1
-        found.append(1000 * (time.perf_counter() - began) / calls)
+        found.append(1000 * (time.process_time() - began) / calls)
     return median(found)
 
 
