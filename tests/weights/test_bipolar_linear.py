@@ -75,6 +75,8 @@ def test_scales_of_inputs():
     rms = np.sqrt((x.numpy() ** 2).mean(1))
     np.testing.assert_allclose(input_scale(x, 2, "normal").numpy(), NORMAL[1] * rms, rtol=1e-5)
     np.testing.assert_allclose(input_scale(x, 2, "largest").numpy(), np.abs(x.numpy()).max(1) / 3, rtol=1e-6)
+    for bits, same in ((1, "normal"), (2, "normal"), (3, "largest"), (8, "largest")):
+        assert torch.equal(input_scale(x, bits, "auto"), input_scale(x, bits, same))
     flat = torch.ones(1, 8)
     assert float(input_scale(flat, 2, "normal")) == pytest.approx(1 / 3)
 

@@ -25,7 +25,7 @@ def as_bipolar(
     activations: int = 8,
     group: int = 0,
     search: bool = True,
-    rule: Rule = "normal",
+    rule: Rule = "auto",
     skip: Sequence[str] = ("lm_head",),
 ) -> Module:
     """Put a :class:`~nett.weights.bipolar_linear.BipolarLinear` in the place of each linear layer, in the module itself.

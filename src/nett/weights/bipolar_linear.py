@@ -14,7 +14,7 @@ from nett.weights.bipolar_int import nearest, scales
 from nett.weights.bit_planes import Layout, check_bits, largest, pack, unpack
 from nett.weights.popcount_kernels import LANES
 
-Rule = Literal["normal", "largest"]
+Rule = Literal["auto", "normal", "largest"]
 # Half the step of the best uniform quantiser of 2^n levels for normally distributed values of variance 1
 # (Max 1960, "Quantizing for minimum distortion", table II, and the same equations solved for 6 to 8 bits).
 NORMAL = (0.7979, 0.4979, 0.2930, 0.1676, 0.0941, 0.0520, 0.0284, 0.0154)
@@ -41,7 +41,7 @@ class BipolarLinear(torch.nn.Module):
         activations: int,
         group: int = 0,
         bias: bool = False,
-        rule: Rule = "normal",
+        rule: Rule = "auto",
     ) -> None:
         super().__init__()
         check_bits(bits)
@@ -63,7 +63,7 @@ class BipolarLinear(torch.nn.Module):
         activations: int,
         group: int = 0,
         search: bool = True,
-        rule: Rule = "normal",
+        rule: Rule = "auto",
     ) -> BipolarLinear:
         """A layer's weights, rounded. group: columns that share a scale, the last of a row may have fewer; 0 for the row."""
         weight = linear.weight.detach().float()
@@ -130,9 +130,10 @@ class BipolarLinear(torch.nn.Module):
 
 def input_scale(rows: torch.Tensor, bits: int, rule: Rule) -> torch.Tensor:
     """A scale for each row of float32 ``[tokens, in]``. ``largest``: so that the largest is met. ``normal``: the best for
-    normally distributed numbers, which cuts off those beyond; never more than ``largest`` gives."""
+    normally distributed numbers, which cuts off those beyond; never more than ``largest`` gives. ``auto``: ``normal`` up
+    to 2 bits, beyond them ``largest`` (claim P56: of language models' inputs the far ones matter, while there are levels)."""
     scale = rows.abs().amax(1) / largest(bits)
-    if rule == "normal":
+    if rule == "normal" or (rule == "auto" and bits <= 2):
         scale = torch.minimum(scale, NORMAL[bits - 1] * rows.square().mean(1).sqrt())
     return scale.where(scale > 0, scale.new_ones(()))
 
