@@ -101,3 +101,18 @@ def test_no_byte_is_freed_twice(tmp_path: Path) -> None:
     found = engine.run([write(tmp_path / "m", {"w": values})], only=["quantisation_grid", "byte_planes"])
     assert {e.kind for e in found.edges} == {"quantisation_grid", "byte_planes"}
     assert found.lossless == max(e.bytes_freed for e in found.edges) == values.nbytes - values.size * 17 // 16
+
+
+def test_what_loaders_can_read_packed_has_its_command(tmp_path: Path) -> None:
+    """Of a model with a config, its layers' matrices on grids without minima; bytes as compressed-tensors keeps them."""
+    shapes = {"model.layers.0.a.weight": "Q4_0", "model.layers.0.b.weight": "Q4_1", "model.embed.weight": "Q8_0"}
+    path = write(tmp_path / "m", {n: on_grid(kind) for n, kind in shapes.items()})
+    assert len(quantisation_grid([path]).found) == 1
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "llama"}')
+    store, packed = (f.edge for f in quantisation_grid([path]).found)
+    assert (store.kind, packed.kind, packed.method) == ("quantisation_grid", "repackable_grid", "weights/repack")
+    assert packed.bytes_freed == 64 * 64 * 4 - 64 * 64 // 2 - 64 * 64 // 32 * 4
+    assert str(parsed(str(packed.command)).params["out"]) == "OUT" and (packed.error, packed.guarantee) == (
+        0.0,
+        "exact",
+    )

@@ -62,6 +62,12 @@ class Spectrum:
         share = self.singular[self.singular > 0] / total
         return float(np.exp(-np.sum(share * np.log(share))))
 
+    @property
+    def stable_rank(self) -> float:
+        """Squared Frobenius norm by squared largest singular value; 0 for a zero matrix."""
+        squares = self.singular**2
+        return float(squares.sum() / squares[0]) if squares.size and squares[0] > 0 else 0.0
+
     def rank_for(self, energy: float) -> tuple[int, float] | None:
         """The smallest rank that holds ``energy`` of the squared norm, and its relative Frobenius error.
 

@@ -56,6 +56,7 @@ def effective_rank(
         low = known.rank_for(energy)
         figures[asset.label(name)] = {
             "effective_rank": known.effective_rank,
+            "stable_rank": known.stable_rank,
             "full_rank": known.full_rank,
             "rank_99" if energy == 0.99 else f"rank_{energy:g}": low and low[0],
             "sampled": known.sampled,

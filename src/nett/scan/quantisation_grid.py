@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any, final
 
@@ -11,6 +12,7 @@ from nett.core.checkpoint import TensorInfo
 from nett.core.dtypes import Array, Dtype
 from nett.core.edge import Edge
 from nett.core.grid import Grid
+from nett.core.layers import layer_of
 from nett.core.registry import method
 from nett.core.sweep import Fold, Pass
 from nett.scan.protocol import Asset, Finding, Findings, Probe, probe
@@ -71,7 +73,7 @@ def quantisation_grid(assets: Sequence[Asset]) -> Probe:
 
     Looked for are the blocks of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0, and codes of 2 to 8 bits with a float32 scale (and
     a minimum) for each 16 to 1,024 elements, among which are the sub-blocks of K-quants. The tensors may have been
-    rounded to float16 or bfloat16 since.
+    rounded to float16 or bfloat16 since. What loaders can read packed is a finding of its own: a store keeps more.
 
     When to use: on checkpoints that came from a GGUF, or from tools that quantise and save floats.
     When not: to find out what quantising would cost; that needs data.
@@ -107,7 +109,29 @@ def quantisation_grid(assets: Sequence[Asset]) -> Probe:
         own["grids"][grid.name] = own["grids"].get(grid.name, 0) + info.size
         parts.setdefault(asset, []).append(_edge(asset, asset.label(name), freed))
     found = [Finding(_edge(a, a.path, sum(e.bytes_freed for e in some)), tuple(some)) for a, some in parts.items()]
+    found += _repackable(lying)
     return Findings(tuple(found), figures)
+
+
+def _repackable(lying: Mapping[tuple[Asset, str], Grid]) -> list[Finding]:
+    """Of models that could be run: the layers' matrices that compressed-tensors can hold as they are, whole numbers times a
+    scale. (Grids with a minimum only where that is a whole multiple of the scale, which re-packing tries.)"""
+    parts: dict[Asset, list[Edge]] = {}
+    for (asset, name), grid in sorted(lying.items(), key=lambda item: (item[0][0].path, item[0][1])):
+        info = asset.checkpoint.tensors[name]
+        inside = len(info.shape) == 2 and info.shape[1] % grid.group == 0 and layer_of(name) is not None
+        if not inside or grid.minimum or grid.zeros or asset.checkpoint.config() is None:
+            continue
+        packed = ceil(info.size * grid.width / 8) + info.size // grid.group * info.dtype.bytes
+        words = f"nett weights repack {shlex.quote(asset.path)} --out OUT"
+        label, freed = asset.label(name), info.nbytes - packed
+        if freed > 0:
+            edge = Edge("repackable_grid", label, (), "weights/repack", freed, None, 0.0, "exact", words)
+            parts.setdefault(asset, []).append(edge)
+    return [
+        Finding(replace(some[0], target=a.path, bytes_freed=sum(e.bytes_freed for e in some)), tuple(some))
+        for a, some in parts.items()
+    ]
 
 
 def _edge(asset: Asset, target: str, freed: int) -> Edge:
