@@ -18,7 +18,7 @@ from nett.scan.protocol import Asset, Finding, Findings, Probe, probe
 def block_influence(
     assets: Sequence[Asset],
     *,
-    text: Path | None = None,
+    text: str = "",
     most: Annotated[float, Between(0, 2)] = 0.1,
     samples: Annotated[int, Between(1, 10_000)] = 4,
     length: Annotated[int, Between(8, 100_000)] = 128,
@@ -27,7 +27,7 @@ def block_influence(
 
     Formula: influence = 1 - mean cosine(h_in, h_out);   error = ||h_out - h_in|| / ||h_out||, over all tokens
     Args:
-        text: what is read, .txt or .jsonl; without it nothing is run and nothing is found.
+        text: file that is read, .txt or .jsonl; without it nothing is run and nothing is found.
         most: largest influence of a block that is a finding.
         samples: windows of the text.
         length: tokens of a window.
@@ -39,12 +39,11 @@ def block_influence(
     """
     yield []
     found, figures = list[Finding](), dict[str, Any]()
-    for asset in assets if text is not None else ():
+    for asset in assets if text else ():
         if asset.checkpoint.config() is None:
             figures[asset.path] = {"skipped": "has no config.json, so it is no model that could be run"}
             continue
-        assert text is not None
-        rows = _run(asset, text, samples, length)
+        rows = _run(asset, Path(text), samples, length)
         figures[asset.path] = {"blocks": [{"influence": i, "error": e} for i, e, _ in rows]}
         for influence, error, names in rows:
             if influence <= most:
