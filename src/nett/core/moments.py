@@ -13,7 +13,7 @@ NAMES = ("gram", "squares", "means", "magnitudes", "largest")
 @final
 class Moments:
     """Over the rows x of width ``columns``: ``gram`` mean of x x^T ``[columns, columns]``, ``squares`` mean of x^2,
-    ``means``, ``magnitudes`` mean of \\|x\\|, ``largest`` of \\|x\\| (each ``[columns]``); float32 sums of at most 4,096
+    ``means``, ``magnitudes`` mean of \\|x\\|, ``largest`` of \\|x\\| (each ``[columns]``); float32 sums of a batch's
     rows each, added up in float64 but for the Gram matrix."""
 
     def __init__(self, columns: int, wanted: Collection[str], device: Any = "cpu") -> None:

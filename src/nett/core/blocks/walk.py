@@ -17,7 +17,7 @@ import numpy as np
 from nett.core.blocks.skeleton import Skeleton
 from nett.core.errors import Refused
 
-BATCH = 4096  # tokens that go through a block together
+BATCH = 1024  # tokens that go through a block together: its activations are what memory is needed for
 _LOGITS = 1 << 23  # numbers of logits at a time, but for those of one window
 
 
