@@ -78,6 +78,9 @@ def method_page(card: Card, standing: str) -> str:
             f"## Use\n\nFrom Python:\n\n```python\nimport nett\n\n{card.sections.get('Example', call)}\n```\n\n"
         )
         text.append(f"Returns {card.sections['Returns']}\n\n" if "Returns" in card.sections else "")
+    elif "Example" in card.sections:
+        text.append(f"## Use\n\nFrom Python:\n\n```python\nimport nett\n\n{card.sections['Example']}\n```\n\n")
+        text.append(f"Returns {card.sections['Returns']}\n\n" if "Returns" in card.sections else "")
     text.append("## Parameters\n\n" if python else "## Options\n\n")
     if card.parameters:
         text.append(

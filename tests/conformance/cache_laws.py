@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import nett
-from conformance import measure_laws
+from conformance import measure_laws, search_laws
 from nett.cache.policy import ledger
 from nett.cache.protocol import Coded, Kept, Merged
 from nett.core.registry import Card
@@ -25,6 +25,8 @@ HEADS, SLOTS, WIDTH = 4, 40, 16
 def laws(card: Card) -> list[Law]:
     if card.command:
         return [same_answer_twice, looking_changes_nothing]
+    if card.kind == "make":
+        return [*search_laws.LAWS]
     found: list[Law] = [same_call_same_bits, inputs_untouched, heads_are_treated_alike, on_a_model_within_its_budget]
     if "keep" in card.operands:
         found += [no_more_slots_than_asked, all_slots_are_the_full_cache]

@@ -71,6 +71,42 @@ def run(
     )  # fmt: skip
 
 
+def make(
+    card: Card,
+    assets: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    problems: Annotated[int, Between(1, 100_000)] = 50,
+    numbers: Annotated[int, Between(2, 6)] = 5,
+    skill: Annotated[float, Between(0, 100)] = 1.0,
+    noise: Annotated[float, Between(0, 100)] = 0.5,
+    json: Path | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Search solutions of a built-in task with exact rewards by the method and its rivals: accuracy against KV held.
+
+    Args:
+        problems: of the task: make a number from others, each used once, one operation a step.
+        numbers: of each problem.
+        skill: by how much the log odds of a step are larger where the target can be reached after it.
+        noise: standard deviation of what is added to the exact rewards, which are 0 and 1.
+        json: file for the findings.
+        dry_run: say what would be searched, and do nothing.
+    """
+    from nett.cache.search_showing import show
+
+    if assets:
+        raise UsageError(
+            f"searches its own task and takes no assets, but was given {assets[0]}",
+            where=card.key,
+            hint=f"For your own generator and reward, from Python: nett.cache.{card.name}(prompt, generate, reward, …)",
+        )
+    return show(
+        card, card.resolve(given), problems=problems, numbers=numbers, skill=skill, noise=noise, json=json,
+        dry_run=dry_run,
+    )  # fmt: skip
+
+
 def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """Nothing of this room is undone."""
     raise Refused("cannot be undone: a cache is made anew from its text", where=folder)

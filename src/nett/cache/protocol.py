@@ -15,6 +15,10 @@ codes in place of numbers, chunk by chunk of ``BLOCK`` tokens (a literal of the 
 Laws: the same call gives the same bits; inputs are not written to; all heads are treated alike (their order does not
 matter); at a budget of all tokens the model's answer is that of the full cache, bit for bit; no more slots than
 ``keep``; no more bytes than the ledger says.
+
+What makes something (kind ``make``) has another shape: a prompt, a generator of steps and a reward, as
+:mod:`nett.cache.search_tree` states them; its laws: the same seed gives the same search, the width is respected, the ledger is
+what the tree holds.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def method_command(card: Card) -> click.Command:
     """``nett ROOM METHOD ASSET… --options``."""
     if card.kind == "train":
         return _python_command(card)
-    options = () if card.command else tuple(o for o in engine_options(card.room, "run") if o.name != "dry_run")
+    engine_function = "make" if card.kind == "make" else "run"
+    options = tuple(o for o in engine_options(card.room, engine_function) if o.name != "dry_run" and not card.command)
     taken = {p.name for p in card.parameters}
     options = tuple(o for o in options if o.name not in taken and card.takes(o))
 
@@ -79,7 +80,7 @@ def method_command(card: Card) -> click.Command:
             return
         engine = importlib.import_module(f"nett.{card.room}.engine")
         common = given(options, values, card.key)
-        result = engine.run(card, list(assets), mine, dry_run=ctx.obj["dry_run"], **common)
+        result = getattr(engine, engine_function)(card, list(assets), mine, dry_run=ctx.obj["dry_run"], **common)
         _summary(result, common.get("out"))
 
     command = MethodCommand(

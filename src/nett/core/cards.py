@@ -22,7 +22,7 @@ from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 7
+_VERSION = 8
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 
@@ -59,7 +59,8 @@ def _cards_of(index: Mapping[str, Any]) -> Iterator[Card]:
 
 
 def engine_options(room: str, function: str, package: Path = PACKAGE) -> tuple[Parameter, ...]:
-    """The keyword-only parameters of ``engine.run`` (options of each method of the room) or ``engine.recipe``."""
+    """The keyword-only parameters of ``engine.run`` (options of each method of the room), ``engine.make`` (of those that
+    make something) or ``engine.recipe``."""
     for entry in (_own_index() if package == PACKAGE else _index(package)).values():
         if entry["room"] == room and function in entry["options"]:
             return Card.from_json(entry["options"][function]).parameters
@@ -154,7 +155,7 @@ def _read_entry(room: str, file: Path, package: Path, blob: bytes, digest: str) 
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
                 cards.append(_card(room, module, file, node, decorator).as_json())
-        if file.name == "engine.py" and node.name in ("run", "recipe"):
+        if file.name == "engine.py" and node.name in ("run", "recipe", "make"):
             parameters = _parameters(node, file)
             options[node.name] = Card(
                 room, node.name, module, "", (), "reduce", "stream", "measured", "", parameters, ()

@@ -303,7 +303,9 @@ def method(
         from nett.core.passes import on_arrays
 
         # Only merges take arrays of one shape; others see whole networks, or a matrix and what is known of it.
-        alike = kind not in ("train", "serve") and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
+        alike = (
+            kind not in ("train", "serve", "make") and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
+        )
         whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat") if alike else kernel
 
         @functools.wraps(kernel)
