@@ -303,9 +303,8 @@ def method(
         from nett.core.passes import on_arrays
 
         # Only merges take arrays of one shape; others see whole networks, or a matrix and what is known of it.
-        alike = (
-            kind not in ("train", "serve", "make") and not _OF_MANY_SHAPES & inspect.signature(kernel).parameters.keys()
-        )
+        asked = {n for n, p in inspect.signature(kernel).parameters.items() if p.kind is not p.KEYWORD_ONLY}
+        alike = kind not in ("train", "serve", "make") and not _OF_MANY_SHAPES & asked
         whole = on_arrays(kernel, lambda parameters: view_of(grain, rows, parameters) == "flat") if alike else kernel
 
         @functools.wraps(kernel)
