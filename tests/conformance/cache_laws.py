@@ -14,7 +14,7 @@ import transformers
 import nett
 from conformance import measure_laws, search_laws
 from nett.cache.policy import ledger
-from nett.cache.protocol import Coded, Kept, Merged
+from nett.cache.protocol import Coded, Hidden, Kept, Merged
 from nett.core.registry import Card
 from nett.core.tiny import write_llama
 
@@ -69,7 +69,8 @@ def operands(card: Card, keep: int = 12) -> list[Any]:
         "keep": keep,
     }
     if "keep" not in card.operands:  # a chunk of whole groups
-        known |= {n: torch.randn(HEADS, 64, 32, generator=g) for n in ("keys", "values")}
+        known |= {n: torch.randn(HEADS, 64, 32, generator=g) for n in ("keys", "values", "hidden", "before")}
+        known |= dict.fromkeys(("key_basis", "value_basis", "basis"))
     return [known[name] for name in card.operands]
 
 
@@ -78,8 +79,12 @@ def numbers(answer: Any) -> list[torch.Tensor]:
         return [answer.index]
     if isinstance(answer, Merged):
         return [answer.keys, answer.values, answer.sizes, answer.into]
-    assert isinstance(answer, Coded)
-    return [t for g in (answer.keys, answer.values) for t in (g.codes, g.scale, g.low)]
+    return [t for g in grids(answer) for t in (g.codes, g.scale, g.low)]
+
+
+def grids(answer: Any) -> tuple[Any, ...]:
+    assert isinstance(answer, Coded | Hidden)
+    return (answer.keys, answer.values) if isinstance(answer, Coded) else answer.parts
 
 
 def same_call_same_bits(card: Card, folder: Path) -> None:
@@ -104,8 +109,8 @@ def heads_are_treated_alike(card: Card, folder: Path) -> None:
     given = operands(card)
     moved = [t[order] if isinstance(t, torch.Tensor) else t for t in given]
     first, second = card.load()(*given), card.load()(*moved)
-    if isinstance(first, Coded):
-        pairs = [(decoded(first.keys), decoded(second.keys)), (decoded(first.values), decoded(second.values))]
+    if isinstance(first, Coded | Hidden):
+        pairs = [(decoded(a), decoded(b)) for a, b in zip(grids(first), grids(second), strict=True)]
     else:
         pairs = list(zip(numbers(first), numbers(second), strict=True))
     assert all(torch.equal(a[order], b) for a, b in pairs)

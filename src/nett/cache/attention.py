@@ -56,6 +56,15 @@ def attend(
     return out, None
 
 
+def come(mask: Any, count: int, rows: int) -> Any:
+    """Which of the ``count`` tokens that came are no padding ``[b, q]``, by the model's mask; None where all are."""
+    if mask is None or count == 1:
+        return None
+    last = mask[:, 0, -1, -count:]
+    seen = last == 0 if last.is_floating_point() else last
+    return None if bool(seen.all()) else seen.expand(rows, count)
+
+
 def weights(query: Any, key: Any, bias: Any, scaling: float | None) -> Any:
     """Attention weights, the mean over the query heads of each key head: float32 ``[b, h, q, n]``; ``bias`` is added to
     the logits, ``[b, 1 or hq, q, n]`` or None."""

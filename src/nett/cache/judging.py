@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from nett.cache.policy import Policy, ledger
-from nett.cache.recording import Recording, attending, record
+from nett.cache.recording import Recording, record
 from nett.core.dtypes import Array
 from nett.core.quality import estimate
 
@@ -74,7 +74,7 @@ def judge(model: Any, bed: Bed, policy: Policy) -> Judged:
     import torch
 
     rows, held, whole, seconds, tokens = [], 0.0, 0.0, 0.0, 0
-    with torch.no_grad(), attending(model):
+    with torch.no_grad(), policy.on(model):
         for one, ids, expected in zip(bed.recordings, bed.following, bed.expected, strict=True):
             cache = one.cache(policy, model)
             logits = [one.last]

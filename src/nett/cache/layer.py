@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from nett.cache.attention import weights
+from nett.cache.attention import come, weights
 from nett.cache.packing import bytes_of, decoded
 from nett.cache.protocol import Coded, Kept, Merged
 
@@ -131,7 +131,7 @@ def layer_class() -> Any:
             allowed, least = None, torch.finfo(query.dtype).min  # not infinity: rows of padding see nothing at all
             if count > 1 or self.valid is not None:
                 allowed = torch.ones(count, held, dtype=torch.bool, device=query.device).tril(held - count)[None]
-                coming = self._come(mask, count, len(query))
+                coming = come(mask, count, len(query))
                 valid = self.valid
                 if valid is not None or coming is not None:
                     past = valid if valid is not None else allowed.new_ones(len(query), held - count)
@@ -146,18 +146,10 @@ def layer_class() -> Any:
             bias = self.sizes.log().to(query.dtype).repeat_interleave(groups, 1)[:, :, None].expand(-1, -1, count, -1)
             return bias if allowed is None else bias.masked_fill(~allowed[:, None], least)
 
-        def _come(self, mask: Any, count: int, rows: int) -> Any:
-            """Which of the tokens that came are no padding ``[b, q]``, by the model's mask; None where all are."""
-            if mask is None or count == 1:
-                return None
-            last = mask[:, 0, -1, -count:]
-            seen = last if last.dtype == torch.bool else last == 0
-            return None if bool(seen.all()) else seen.expand(rows, count)
-
         def attended(self, query: Any, mask: Any, scaling: float | None) -> None:
             """After attention: note what the policy wants to know, and make the cache smaller where it is due."""
             policy, count = self.policy, int(query.shape[2])
-            coming = self._come(mask, count, len(query))
+            coming = come(mask, count, len(query))
             if self.valid is not None or coming is not None:
                 new = coming.sum(-1) if coming is not None else count
                 before = self.seen - count if self.tokens is None else self.tokens
@@ -188,7 +180,7 @@ def layer_class() -> Any:
                 )
             if "mass" in policy.watches:
                 found = weights(query, self.keys, bias, scaling)
-                coming = self._come(mask, count, len(query))
+                coming = come(mask, count, len(query))
                 if coming is not None:  # padding asks for nothing
                     found = found * coming[:, None, :, None]
                 self.mass = found.sum(2) if self.mass is None else self.mass + found.sum(2)
@@ -333,6 +325,12 @@ def layer_class() -> Any:
             places = torch.arange(most, device=self.keys.device)
             valid = torch.stack([places >= e for e in empty])
             self.valid = None if not any(empty) else valid
+
+        @property
+        def full_nbytes(self) -> int:
+            """Bytes that all tokens' keys and values would take."""
+            wide = self.keys.shape[-1] + self.values.shape[-1]
+            return int(self.keys.shape[0] * self.keys.shape[1] * self.seen * wide * self.keys.element_size())
 
         @property
         def nbytes(self) -> int:

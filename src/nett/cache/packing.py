@@ -15,6 +15,8 @@ def coded(numbers: Any, bits: int, group: int, axis: int) -> Grid:
     import torch
 
     shape = tuple(numbers.shape)
+    if bits == 32:  # not rounded: what is exact apart from codes is seen so
+        return Grid(numbers.clone(), numbers.new_empty(0), numbers.new_empty(0), bits, shape, axis)
     if shape[axis] % group:
         raise Refused(f"{shape[axis]} numbers cannot be cut into groups of {group}")
     parts = _grouped(numbers, group, axis)
@@ -28,6 +30,8 @@ def coded(numbers: Any, bits: int, group: int, axis: int) -> Grid:
 
 def decoded(grid: Grid) -> Any:
     """``[h, n, d]`` in the type of the scales."""
+    if grid.bits == 32:
+        return grid.codes
     heads, count, width = grid.shape
     total = heads * count * width
     codes = _unpacked(grid.codes, grid.bits, total)
@@ -36,6 +40,11 @@ def decoded(grid: Grid) -> Any:
     parts = codes.reshape(heads, -1, lines // group, group).to(grid.scale.dtype)
     found = (parts * grid.scale.unsqueeze(-1) + grid.low.unsqueeze(-1)).reshape(heads, -1, lines)
     return found if grid.axis == -1 else found.transpose(1, 2)
+
+
+def dividing(width: int, group: int) -> int:
+    """The largest size of group up to ``group`` that cuts ``width`` evenly."""
+    return next(g for g in range(min(width, group), 0, -1) if width % g == 0)
 
 
 def bytes_of(grid: Grid) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 from nett.cache.attention import register
 from nett.cache.budget import Budget
+from nett.cache.hidden import Tokens, hidden_layer_class
 from nett.cache.layer import layer_class
 from nett.cache.protocol import STATISTICS
+from nett.cache.watching import check_hidden, watching
 from nett.core.errors import Refused, UsageError
 from nett.core.registry import Card
 
@@ -52,6 +55,8 @@ class Policy:
                 where=card.key,
                 hint="Give bits, and no budget.",
             )
+        self.remakes = "hidden" in card.operands  # holds what keys and values are made of
+        self.bases: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of attention modules
         self.counts_sizes = "sizes" in card.operands and bool(parameters.get("size_bias", True))
 
     def cache(self, model: Any) -> Any:
@@ -61,7 +66,12 @@ class Policy:
         config = model.config.get_text_config()
         check_model(model, self.card.key)
         count = int(config.num_hidden_layers)
-        made = Cache(layers=[layer_class()(self, count) for _ in range(count)])
+        if self.remakes:
+            tokens = Tokens()
+            layers = [hidden_layer_class()(self, count, i, tokens) for i in range(count)]
+        else:
+            layers = [layer_class()(self, count) for _ in range(count)]
+        made = Cache(layers=layers)
         made.nett_policy = self
         return made
 
@@ -69,6 +79,9 @@ class Policy:
     def on(self, model: Any) -> Iterator[Any]:
         """``model.generate(…)`` and ``model(…)`` use caches of this policy meanwhile, unless they are given one."""
         check_model(model, self.card.key)
+        if self.remakes:
+            check_hidden(model, self.card.key)
+            self.bases.clear()
         config = model.config.get_text_config()
         before, own = config._attn_implementation, model.__dict__.get("generate")
         generate = model.generate
@@ -88,7 +101,8 @@ class Policy:
         model.generate = generating
         config._attn_implementation = register()
         try:
-            yield model
+            with watching(model) if self.remakes else nullcontext():
+                yield model
         finally:
             config._attn_implementation = before
             handle.remove()
@@ -141,14 +155,7 @@ def ledger(cache: Any) -> dict[str, Any]:
     """Bytes that a cache of this room really holds, against those of the full cache: numbers, sizes, statistics, marks."""
     layers = cache.layers
     held = sum(layer.nbytes for layer in layers)
-    full = sum(
-        layer.keys.shape[0]
-        * layer.keys.shape[1]
-        * layer.seen
-        * (layer.keys.shape[-1] + layer.values.shape[-1])
-        * layer.keys.element_size()
-        for layer in layers
-    )
+    full = sum(layer.full_nbytes for layer in layers)
     return {
         "bytes": held,
         "full_bytes": full,

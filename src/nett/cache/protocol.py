@@ -9,7 +9,13 @@ heads of its group; ``reach`` ``[h, n]``: how many queries could see it; ``recen
 ``w`` queries, by the module's literal ``RECENT = w``; ``queries`` ``[h, g, w, d]``: those queries themselves, ``g`` to a
 key head. ``keep``: how many slots may stay.
 
-What a kernel returns is a :class:`Kept`, a :class:`Merged`, or, without ``keep``, a :class:`Coded`: then the layer holds
+Or it sees, in place of keys and values, what they are made of: ``hidden`` ``[r, n, d]``: what the projections of ``r``
+rows were given; ``key_basis``, ``value_basis`` ``[d, k]``: orthonormal, of all directions that keys and values depend on,
+``basis``: of both together (each None where it would save nothing); ``before`` ``[r, n, d]``: the same tokens' hidden
+states of the layer before, as they are read from its codes (None where a layer stands for itself). Such a kernel returns
+a :class:`Hidden`.
+
+What other kernels return is a :class:`Kept`, a :class:`Merged`, or, without ``keep``, a :class:`Coded`: then the layer holds
 codes in place of numbers, chunk by chunk of ``BLOCK`` tokens (a literal of the module), never coded again.
 
 Laws: the same call gives the same bits; inputs are not written to; all heads are treated alike (their order does not
@@ -77,3 +83,13 @@ class Coded:
 
     keys: Grid
     values: Grid
+
+
+@final
+@dataclass(frozen=True)
+class Hidden:
+    """A chunk's hidden states as codes. parts: one grid of ``[r, n, d]``, or of ``[r, n, k]`` in ``basis``; or two, in
+    ``key_basis`` and ``value_basis``. delta: to be added to ``before``."""
+
+    parts: tuple[Grid, ...]
+    delta: bool = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from nett.cache.attention import register
 from nett.cache.layer import layer_class
+from nett.cache.watching import watching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
 @final
 @dataclass
 class Recording:
-    """Of each layer: keys and values as they came, queries, mask and scaling; and the logits at the prompt's end."""
+    """Of each layer: what came to attention, keys and values as they came, queries, mask and scaling; and the logits at
+    the prompt's end."""
 
-    layers: list[tuple[Any, Any, Any, Any, Any]] = field(default_factory=list)
+    layers: list[tuple[Any, Any, Any, Any, Any, Any]] = field(default_factory=list)
     last: Any = None
 
     def cache(self, policy: Policy, model: Any) -> Any:
         """A cache of ``policy`` as it would be after this prompt."""
         made = policy.cache(model)
-        for layer, (keys, values, query, mask, scaling) in zip(made.layers, self.layers, strict=True):
+        for layer, (coming, keys, values, query, mask, scaling) in zip(made.layers, self.layers, strict=True):
+            if policy.remakes:
+                layer.comes(coming)
             layer.update(keys, values)
             layer.attended(query, mask, scaling)
         return made
@@ -42,15 +46,20 @@ def record(model: Any, ids: Any) -> Recording:
     base: Any = layer_class()
 
     class Noting(base):  # type: ignore[misc]
+        given: Any = None
+
+        def comes(self, coming: Any) -> None:
+            self.given = coming
+
         def update(self, keys: Any, values: Any, *args: Any, **more: Any) -> Any:
-            self.came = (keys, values)
+            self.came = (self.given, keys, values)
             return super().update(keys, values)
 
         def attended(self, query: Any, mask: Any, scaling: Any) -> None:
             found.layers.append((*self.came, query, mask, scaling))
 
     count = int(model.config.get_text_config().num_hidden_layers)
-    with torch.no_grad(), attending(model):
+    with torch.no_grad(), attending(model), watching(model):
         cache = Cache(layers=[Noting(None, count) for _ in range(count)])
         found.last = model(ids, past_key_values=cache).logits[:, -1:]
     return found
