@@ -209,6 +209,7 @@ def _because(found: Found) -> list[str]:
     if few:
         shares = ", ".join(f"{' '.join(c)} {np.mean(found.taken[c]):.0f} %" for c in few)
         said.append(f"So small a rank takes away only a part of a layer's squared output error, in the mean: {shares}.")
-    if not better(found.bits):
-        said.append("A bit more in some of the layers is worth more than an adapter of as many bytes.")
+    lost = ", ".join(cell[0] for cell, margin in found.bits.items() if margin.below)
+    if lost:
+        said.append(f"A bit more in some of the layers is worth more than an adapter of as many bytes on {lost}.")
     return said
