@@ -47,7 +47,7 @@ def ets(
     Returns: a Found: ``answer``, ``answers`` with their weights and leaves, ``ledger`` with ``kv_tokens`` (tokens of the leaves
         and of each of their ancestors once, summed over the steps), ``kv_mean``, ``kv_peak``, ``generated``, ``calls``.
     Example:
-        generate = nett.cache.model_steps(model, tokenizer, stop="\\n")    # or nett.cache.endpoint_steps(URL, model=NAME)
+        generate = nett.cache.model_steps(model, tokenizer, stop="\\n")  # or nett.cache.endpoint_steps(URL, model=NAME)
         found = nett.cache.ets(question, generate, reward, embed, width=16)
         # generate(node, count, rng) -> texts or nett.cache.search_tree.Step; reward(nodes) -> numbers; embed(texts) -> vectors
         print(found.answer, found.ledger["kv_tokens"])
