@@ -21,6 +21,7 @@ def knorm(
         recent: last tokens that stay anyway.
     When to use: as a baseline that needs no attention weights.
     When not: models that norm their keys.
+    Cost: a norm of each key when the cache is made smaller.
     Source: Devoto et al. 2024, arXiv:2406.11430.
     """
     return best(-keys.norm(dim=-1), keep, sinks=sinks, recent=recent)

@@ -26,6 +26,7 @@ def random(
         seed: of the choice; together with the number of tokens.
     When to use: as a baseline.
     When not: anywhere else.
+    Cost: none.
     Source: none.
     """
     import torch

@@ -20,6 +20,7 @@ def snapkv(recent: Tensor, keep: int, *, kernel: Annotated[int, Between(1)] = 5)
         kernel: tokens of the window over which scores are averaged; odd.
     When to use: long prompts whose end asks the question.
     When not: the question comes later.
+    Cost: the weights of the last 32 queries when the cache is made smaller; those queries are held.
     Source: Li et al. 2024, arXiv:2404.14469.
     """
     import torch

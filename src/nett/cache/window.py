@@ -16,6 +16,7 @@ def window(keys: Tensor, keep: int, *, sinks: Annotated[int, Between(0)] = 4) ->
         sinks: first tokens that stay.
     When to use: as a baseline; streams whose far past does not matter.
     When not: anything in the middle may be asked for.
+    Cost: none.
     Source: Xiao et al. 2023, arXiv:2309.17453.
     """
     import torch

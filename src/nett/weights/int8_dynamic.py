@@ -11,6 +11,7 @@ from nett.weights.protocol import Quantised, Tensor
 def int8_dynamic(weight: Tensor, *, search: bool = False) -> Quantised:
     """Round weights to 8 bits with a scale a row; inputs are rounded to 8 bits with a scale a token when the model runs.
 
+    Formula: q = clamp(round(w / scale), -128, 127), scale = max|w_row| / 127.5;  y = (round(x / s_x) q^T) s_x scale
     Args:
         search: of 29 ranges for each row take the one with the least squared error, not the whole range.
     When to use: half of the bytes, and integer products where the loader has them, without any text.

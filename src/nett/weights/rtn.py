@@ -29,6 +29,7 @@ def rtn(
         search: of 29 ranges for each group take the one with the least squared error, not the whole range.
     When to use: 8 bits, or 4 bits where there is no text to calibrate with.
     When not: below 4 bits, or where some text is at hand: gptq.
+    Cost: reads the model once; with search, 29 roundings of each matrix.
     Source: the definition of compressed-tensors and its minmax observer; the ranges are searched as in Frantar et al.
         2022, arXiv:2210.17323 (their code's mse option).
     """

@@ -25,6 +25,7 @@ def wanda(
         pattern: unstructured, or N:M such as 2:4 (N of M neighbours in a row stay; sparsity then means nothing).
     When to use: sparsity without retraining, in seconds.
     When not: 2:4 at a quality that matters: sparsegpt moves the other weights too. A file with zeros is not smaller.
+    Cost: two passes of the calibration text through each block, and a sort of each row.
     Source: Sun et al. 2023, arXiv:2306.11695, section 3.
     """
     return weight * kept(weight.float().abs() * squares.sqrt(), sparsity, pattern)
