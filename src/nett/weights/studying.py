@@ -96,7 +96,7 @@ def study_of(
         arms = [Arm(0, "", 0), *(Arm(b, n, d) for b in widths[::-1] for n in names for d in range(draws if n else 1))]
         base = {
             "model": [file_state(f) for f in skeleton.checkpoint.files],
-            "texts": {n: w.as_json() for n, w in texts.items()},
+            "texts": {n: w.as_json() | {"text": ""} for n, w in texts.items()},  # wherever they lie now
             "every": every,
             "tasks": [digest(asdict(t)) for t in asked.tasks],
             "new": new,
@@ -133,7 +133,7 @@ def study_of(
         "model": asset,
         "by": card.key,
         "parameters": {k: v for k, v in common.items() if k != "bits"},
-        "texts": base["texts"],
+        "texts": {n: w.as_json() for n, w in texts.items()},
         "calibration": {
             "windows": samples,
             "length": length,
