@@ -129,6 +129,10 @@ class Stub(BaseHTTPRequestHandler):
             return self.reply(500, b"no such model")
         if self.mode == "words":
             return self.reply(200, b"hello")
+        if self.mode == "long":  # a step is cut, then one ends, then the model has no more to say
+            said = ("cut ", "whole", "")[min(2, len(type(self).asked) - 1)]
+            choice = {"text": said, "finish_reason": "length" if said == "cut " else "stop"}
+            return self.reply(200, json.dumps({"choices": [choice]}).encode())
         if self.mode == "empty":
             return self.reply(200, b'{"error": "busy"}')
         choices = []
@@ -183,6 +187,15 @@ def test_a_server(url: str, mode: str, tokens: int, monkeypatch: pytest.MonkeyPa
     assert leaf.text.startswith("Q\nstep 1 way ") and leaf.line()[1].step.tokens == tokens
     again = nett.cache.ets("Q\n", nett.cache.endpoint_steps(url, model="m", stop="\n"), by_words, width=4, depth=5)
     assert again.ledger == found.ledger and again.answer == found.answer
+
+
+def test_steps_that_are_cut_and_branches_that_end_without_an_answer(url: str) -> None:
+    Stub.mode = "long"
+    found = nett.cache.ets("Q", nett.cache.endpoint_steps(url, model="m", stop=";"), by_words, width=1)
+    assert [a["prompt"] for a in Stub.asked] == ["Q", "Qcut ", "Qcut whole;"], (
+        "a stop is put back, but not to what was cut"
+    )
+    assert found.answer is None and found.ledger["done"] == 1 and found.ledger["steps"] == 3
 
 
 @pytest.mark.parametrize(
