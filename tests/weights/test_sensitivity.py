@@ -102,6 +102,8 @@ def test_bad_input(llama: Path, other: Path) -> None:
         nett.weights.sensitivity([str(llama)])
     with pytest.raises(UsageError, match="no method that takes bits"):
         nett.weights.sensitivity([str(llama)], eval=other, by="wanda")
+    with pytest.raises(UsageError, match="cannot be tried on one part alone"):
+        nett.weights.sensitivity([str(llama)], eval=other, by="awq")
     for bad in ("two", "0,4", "9"):
         with pytest.raises(UsageError, match="bits ="):
             nett.weights.sensitivity([str(llama)], eval=other, bits=bad)
