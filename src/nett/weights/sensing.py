@@ -47,7 +47,9 @@ def sense(
         raise UsageError(f"by = {by!r} is no method that takes bits", where=where, hint="rtn or gptq, for example.")
     if {"source", "compressed"} & set(card.operands):
         what = "changes other tensors too" if "source" in card.operands else "takes a compressed model as well"
-        raise UsageError(f"by = {by!r} {what}, so it cannot be tried on one part alone", where=where, hint="rtn or gptq.")
+        raise UsageError(
+            f"by = {by!r} {what}, so it cannot be tried on one part alone", where=where, hint="rtn or gptq."
+        )
     if eval is None:
         raise UsageError("compares predictions, so it needs a text", where=where, hint="Add --eval FILE.")
     widths = widths_of(bits, where)
