@@ -40,7 +40,7 @@ CLAIM = (
     "Quantised to 4 bits a model of code loses nothing that paired tests can see; at 3 and 2 bits it does, and there a "
     "calibration text like the task loses less than others."
 )
-METHODS = ["weights/study", "weights/gptq"]
+METHODS = ["weights/study"]
 
 BED = "stdlib"
 BITS = (8, 4, 3, 2)

@@ -30,7 +30,7 @@ def step(model: Any, x: Any, y: Any, optimizer: Any, watch: Any = None) -> float
     if watch is not None:
         watch()
     optimizer.step(loss=loss)
-    return float(loss)
+    return float(loss.detach())
 
 
 def test_phases_follow_and_the_search_leaves_no_trace() -> None:

@@ -10,7 +10,7 @@ from nett.core.errors import UsageError
 from nett.core.registry import Between, method
 
 
-@method(papers=["P52"], title="Sensitivity of layers to quantisation", kind="measure", grain="model", extra="models",
+@method(papers=[], title="Sensitivity of layers to quantisation", kind="measure", grain="model", extra="models",
         command=True)  # fmt: skip
 def sensitivity(
     assets: Sequence[str],
