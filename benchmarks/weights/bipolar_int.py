@@ -171,4 +171,6 @@ def _counting() -> Callable[[Array, int, Array, int], None]:
 
 def _bytes(layer: BipolarLinear, weight: torch.Tensor) -> Figure:
     held = Series(NETT, "bytes", [float(layer.planes.nbytes + layer.scale.nbytes)], command="planes and scales")
-    return Figure("bytes of the weights", held, Series("float32", "bytes", [float(weight.nbytes)], command="the matrix"))
+    return Figure(
+        "bytes of the weights", held, Series("float32", "bytes", [float(weight.nbytes)], command="the matrix")
+    )
