@@ -86,8 +86,9 @@ def numbers(answer: Any) -> list[torch.Tensor]:
 
 
 def quick(card: Card) -> dict[str, Any]:
-    """Parameters with which a method takes a moment: what its file calls ``QUICK``."""
-    return dict(getattr(importlib.import_module(card.module), "QUICK", {}))
+    """Parameters with which a method takes a moment: what its file calls ``QUICK``, and few looks at the text."""
+    few = {"evaluations": 6} if card.parameter("evaluations") else {}
+    return few | dict(getattr(importlib.import_module(card.module), "QUICK", {}))
 
 
 def text(folder: Path) -> Path:
