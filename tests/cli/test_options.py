@@ -196,3 +196,9 @@ def test_click_is_all_that_starting_needs() -> None:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (line, done.stderr)
+    """It is named, whatever the method's own parameters are called."""
+    nett("weights", "rtn", "model", "--calibration", "text", "--out", "o").failed(
+        2, "--calibration means nothing to this method"
+    )
+    nett("cache", "kivi", "model", "--budget", "0.5").failed(2, "--budget means nothing", "nett cache kivi --help")
+    nett("weights", "rtn", "model", "--bit", "3", "--out", "o").failed(2, "Did you mean 'bits'")

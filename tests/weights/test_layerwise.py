@@ -211,6 +211,15 @@ def test_other_families_and_untied_heads(text: Path, tmp_path: Path) -> None:
             vocab_size=64, max_position_embeddings=64, tie_word_embeddings=False,
         ),
     }  # fmt: skip
+    gpt2 = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64)
+    transformers.AutoModelForCausalLM.from_config(gpt2).save_pretrained(tmp_path / "gpt2")
+    with open_checkpoint(tmp_path / "gpt2") as checkpoint:  # gives its blocks what they need by position
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", dtype=torch.float32)
+        for got, logits in Walk(open_skeleton(checkpoint), ids()).through().logits():
+            with torch.no_grad():
+                assert torch.allclose(logits, model(got).logits, atol=1e-4)
+    with pytest.raises(Refused, match="has no linear layers in its blocks"):
+        run("rtn", tmp_path / "gpt2", tmp_path / "none")
     tokens = write_llama(tmp_path / "tokens", vocab=64)
     for name, config in makers.items():
         torch.manual_seed(0)

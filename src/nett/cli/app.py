@@ -165,9 +165,16 @@ def _explained(error: click.ClickException) -> str:
     """A click error as one of ours: what, where, what to do."""
     context = getattr(error, "ctx", None)
     card = getattr(getattr(context, "command", None), "card", None)
-    if isinstance(error, click.NoSuchOption) and card is not None:
+    if isinstance(error, click.NoSuchOption) and context is not None and card is not None:
+        from nett.core.cards import engine_options
+
+        bare = error.option_name.lstrip("-")
+        if any(o.name.replace("_", "-") == bare for o in engine_options(card.room, "run")) and not card.command:
+            return (
+                f"{card.key}: --{bare} means nothing to this method\n  Leave it out; see: {context.command_path} --help"
+            )
         try:
-            card.resolve({error.option_name.lstrip("-"): None})
+            card.resolve({bare: None})
         except UsageError as ours:
             return str(ours)
     where = context.command_path if context else "nett"

@@ -123,7 +123,8 @@ def _check_fit(card: Card, layer: Linear, parameters: Mapping[str, Any], blocks:
             misfits = {w: n for w, n in widths.items() if w % size}
             said = ", ".join(f"{n} of {w} columns" for w, n in sorted(misfits.items()))
             fit = next((g for g in GROUPS if all(w % g == 0 for w in widths)), None)
-            hint = f"--group {fit} fits all of them" if name == "group" and fit else "--skip leaves layers out"
+            hint = f"--group {fit} fits all of them" if fit else "--group -1 (one scale a row) fits any"
+            hint = hint if name == "group" else "--skip PATTERN leaves those out"
             raise Refused(
                 f"{sum(misfits.values())} of {sum(widths.values())} layers cannot be cut into groups of {size}: {said}",
                 where=card.key,

@@ -6,6 +6,7 @@ places, which also catch what enters the first; so whatever a model does around 
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -182,9 +183,10 @@ def _stand() -> Any:
             self.named: dict[str, Any] = {}
             self.gives: Any = None
             self.all: Sequence[Any] = ()
+            self.names: Sequence[str] = ()  # of what the block is given by position, behind the hidden states
 
-        def forward(self, hidden_states: Any, **named: Any) -> Any:
-            self.seen, self.named = hidden_states, named
+        def forward(self, hidden_states: Any, *placed: Any, **named: Any) -> Any:
+            self.seen, self.named = hidden_states, dict(zip(self.names, placed, strict=False)) | named
             if self.all and all(stand.seen is not None for stand in self.all):
                 raise _Enough
             return hidden_states if self.gives is None else self.gives
@@ -210,7 +212,9 @@ class _standing_in:
 
 
 def _lend(block: Any, stand: Any) -> None:
-    """What models ask their blocks for by name (``attention_type``): the plain attributes of a block."""
+    """What models ask their blocks for by name (``attention_type``): the plain attributes of a block; and what it calls
+    its arguments, since some models give them by position."""
+    stand.names = list(inspect.signature(block.forward).parameters)[1:]
     for name, value in vars(block).items():
         if not name.startswith("_") and name != "training":
             setattr(stand, name, value) if isinstance(value, str | int | bool | float) else None
