@@ -56,7 +56,8 @@ def frontier(
     Source: ours.
     """
     from nett.cache.frontier_run import page_of, run_frontier, words_of
-    from nett.core.staging import check_folders, put_file
+    from nett.core.report.answer import answered
+    from nett.core.staging import check_folders
 
     if len(assets) != 1:
         raise UsageError("name one model", where="cache/frontier", hint="nett cache frontier MODEL --text FILE")
@@ -65,10 +66,4 @@ def frontier(
         assets[0], text=text, policies=policies, budgets=budgets, bits=bits, samples=samples, context=context,
         follow=follow, device=device, threads=threads,
     )  # fmt: skip
-    if json is not None:
-        from json import dumps
-
-        put_file(json, (dumps(told, indent=1) + "\n").encode())
-    if html is not None:
-        page_of(told).write(html)
-    return told | {"say": words_of(told)}
+    return answered(told, words_of, json=json, html=html, page=page_of)

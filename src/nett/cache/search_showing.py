@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from nett.cache.countdown import Countdown, problem
 from nett.core.progress import report
 from nett.core.registry import Card
-from nett.core.staging import check_folders, put_file
+from nett.core.report.answer import answered
+from nett.core.staging import check_folders
 
 SHOWN = ("kv_tokens", "kv_mean", "kv_peak", "generated", "calls")
 
@@ -62,12 +62,10 @@ def show(
         for name, found in rows.items()
     }
     told["searches"] = rows
-    if json is not None:
-        put_file(json, (json_text.dumps(told, indent=1) + "\n").encode())
-    return told | {"say": _words(told)}
+    return answered(told, _words, json=json)
 
 
-def _words(told: dict[str, Any]) -> list[str]:
+def _words(told: Mapping[str, Any]) -> list[str]:
     base = told["ways"]["rebase"]["kv_tokens"]
     lines = [
         f"{told['problems']} problems of {told['numbers']} numbers at a width of {told['parameters']['width']}; KV in tokens,"

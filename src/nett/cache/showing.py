@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_text
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from nett.cache.opening import opened
 from nett.cache.policy import Policy, check_model, ledger
 from nett.core.errors import Refused
 from nett.core.progress import report
+from nett.core.report.answer import answered
 from nett.core.report.words import size
-from nett.core.staging import check_folders, put_file
+from nett.core.staging import check_folders
 from nett.core.windows import read_windows
 
 
@@ -71,9 +72,7 @@ def show(
         told["ledger"] = ledger(cache)
         told["full"], told["continuation"] = tokenizer.decode(full), tokenizer.decode(mine)
         told["same_tokens"] = same
-    if json is not None:
-        put_file(json, (json_text.dumps(told, indent=1) + "\n").encode())
-    return told | {"say": _words(told)}
+    return answered(told, _words, json=json)
 
 
 def _fits(length: int, most: int, what: str, where: Path) -> None:
@@ -91,7 +90,7 @@ def _prompt(file: Path, tokenizer: Any, device: str) -> Any:
     return ids.to(device)
 
 
-def _words(told: dict[str, Any]) -> list[str]:
+def _words(told: Mapping[str, Any]) -> list[str]:
     lines = []
     if "ledger" in told:
         held = told["ledger"]

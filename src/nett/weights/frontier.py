@@ -54,7 +54,8 @@ def frontier(
     Cost: that of every method that is tried.
     Source: ours; the same points decide the standings of nett list.
     """
-    from nett.core.staging import check_folders, put_file
+    from nett.core.report.answer import answered
+    from nett.core.staging import check_folders
     from nett.weights.frontier_run import page_of, run_frontier, words_of
 
     if len(assets) != 1:
@@ -65,10 +66,4 @@ def frontier(
         settings=settings, peers=peers, work=work,
         options={"samples": samples, "length": length, "device": device, "threads": threads},
     )  # fmt: skip
-    if json is not None:
-        from json import dumps
-
-        put_file(json, (dumps(told, indent=1) + "\n").encode())
-    if html is not None:
-        page_of(told).write(html)
-    return told | {"say": words_of(told)}
+    return answered(told, words_of, json=json, html=html, page=page_of)

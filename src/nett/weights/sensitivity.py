@@ -55,7 +55,8 @@ def sensitivity(
     Cost: for each part and width the rest of the model on the text: about parts * widths / 2 runs of the model.
     Source: P52 studies widths model-wide; one part at a time and the knapsack are common practice.
     """
-    from nett.core.staging import check_folders, put_file
+    from nett.core.report.answer import answered
+    from nett.core.staging import check_folders
     from nett.weights.sensing import page_of, sense, words_of
 
     if len(assets) != 1:
@@ -67,10 +68,4 @@ def sensitivity(
         assets[0], eval=eval, calibration=calibration, by=by, bits=bits, group=group, symmetric=symmetric, per=per,
         budget=budget, samples=samples, length=length, device=device, threads=threads,
     )  # fmt: skip
-    if json is not None:
-        from json import dumps
-
-        put_file(json, (dumps(told, indent=1) + "\n").encode())
-    if html is not None:
-        page_of(told).write(html)
-    return told | {"say": words_of(told)}
+    return answered(told, words_of, json=json, html=html, page=page_of)
