@@ -144,7 +144,7 @@ def _bound(size: int, count: int, ours: Series, times: int, say: Say) -> Figure:
     name = "counting bits of words in the nearest cache"
     told = in_turn({name: (times, measure)}, "G words/s", say)[name]
     bound = replace(told, command="numba: sum of ctpop(word ^ round), as LLVM vectorises it for this processor")
-    note = "above 1, since carry-save adders leave one vector in sixteen to be counted"
+    note = "above 1 is possible: carry-save adders leave one vector in sixteen to be counted"
     return Figure(f"words a second, {count} inputs", mine, bound, sense="at least", note=note)
 
 
