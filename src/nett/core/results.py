@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -67,6 +68,7 @@ def code_hash(card: Card) -> str:
     return hash_of_code(source_file(card).read_bytes())
 
 
+@lru_cache(64)
 def hash_of_code(source: bytes) -> str:
     """sha256 of a module's syntax tree without docstrings.
 
@@ -100,6 +102,28 @@ def is_current(card: Card, key: Mapping[str, str]) -> bool:
     except OSError:
         return False
     return hashlib.sha256(blob).hexdigest() == key.get("file") or hash_of_code(blob) == key.get("code")
+
+
+def renew_keys(cards: Mapping[str, Card], write: bool = True) -> list[Path]:
+    """The records that name other bytes of a file whose code is still theirs: only its wording or layout has changed.
+    Written again with the bytes that stand there now, so that nothing is parsed to know that they are current."""
+    renewed = []
+    for place in sorted(ROOT.glob("laws/*.json")) + sorted(ROOT.glob("claims/P*.json")):
+        record = _read(place) or {}
+        keys = record["code"] if place.parent.name == "claims" else {record["card"]: record}
+        moved = {}
+        for name, key in keys.items():
+            if name in cards and source_file(cards[name]).is_file():
+                now = hashlib.sha256(source_file(cards[name]).read_bytes()).hexdigest()
+                if now != key["file"] and is_current(cards[name], key):
+                    moved[name] = now
+        for name, now in moved.items():
+            keys[name]["file"] = now
+        if moved:
+            renewed.append(place)
+            if write:
+                _write(place, record)
+    return renewed
 
 
 def _law_file(card: Card) -> Path:
