@@ -34,3 +34,24 @@ def test_empty_and_scalar_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, array in arrays.items():
         assert found[name].shape == array.shape and found[name].dtype == array.dtype
         assert (found[name] == array).all()
+
+
+def test_small_arrays_share_a_slab_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "SLAB", 4096)
+    monkeypatch.setattr(whole, "LARGE", 3000)
+    arrays = {f"t{i}": np.full(size, i, np.uint8) for i, size in enumerate([7, 2999, 3000, 0, 1500, 900, 64, 65, 5000])}
+    found = read_whole(ArrayCheckpoint(arrays))
+    for i, array in enumerate(found.values()):
+        assert (array == i).all() and array.flags.writeable
+        array[:] = 200 + i
+    for i, array in enumerate(found.values()):
+        assert (array == 200 + i).all()  # writing to one changed no other
+    slabs = {id(root) for a in found.values() if (root := _root(a)).size not in (3000, 5000)}
+    assert 1 <= len(slabs) <= 4
+    assert all(_root(a).nbytes <= 4096 + 64 or a.size == 5000 for a in found.values())
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -56,9 +56,12 @@ class StoredObject:
 
     def __init__(self, root: Path, digest: str) -> None:
         self.digest, self.path = digest, object_path(root, digest)
-        if not self.path.is_file():
-            raise ProofFailed(f"the object {digest} is missing", where=root, hint=f"nett store check {root}")
-        tensors, metadata = safetensors.read_header(self.path)
+        try:
+            tensors, metadata = safetensors.read_header(self.path)
+        except Refused as error:
+            if self.path.is_file():
+                raise
+            raise ProofFailed(f"the object {digest} is missing", where=root, hint=f"nett store check {root}") from error
         try:
             version = int(metadata["nett_object"])
             if version > VERSION:
@@ -70,36 +73,40 @@ class StoredObject:
             self.mode, self.base = Mode.of(metadata["mode"]), metadata["base"] or None
             self._rows = _rows(json.loads(metadata["blocks"]), self.nbytes)
             self._check = "crc32" if version == 1 else "xxh3"
-            self._start = tensors["planes"].offset
+            planes = tensors["planes"]
         except (KeyError, ValueError, TypeError) as error:
             raise ProofFailed(f"is not an object of a store: {error}", where=self.path) from error
-        at = self._start
+        at = planes.offset
         self._starts = []
         for _, lengths, _ in self._rows:
             self._starts.append(at)
             at += sum(lengths)
         self.end = at  # where the file ends
-        if self.end > self.path.stat().st_size:
+        if self.end > planes.offset + planes.nbytes:  # which is the size of the file
             raise ProofFailed("is shorter than its header says", where=self.path)
         self._reader = FileReader(self.path)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def coded(self, index: int) -> Coded:
-        """Block ``index`` as it lies in the file."""
+    def coded(self, index: int, room: Array | None = None) -> Coded:
+        """Block ``index`` as it lies in the file; read into ``room`` where that is large enough."""
         coders, lengths, checksum = self._rows[index]
-        held = self._reader.read(self._starts[index], sum(lengths), "u1").data
+        size = sum(lengths)
+        target = room[:size] if room is not None and size <= room.size else np.empty(size, np.uint8)
+        self._reader.read_into(target, self._starts[index])
+        held = target.data
         planes, at = [], 0
         for length in lengths:
             planes.append(held[at : at + length])
             at += length
         return Coded(coders, planes, checksum, self._check)
 
-    def decode(self, index: int, base: Array | None, out: Array) -> None:
-        """Fill ``out`` with block ``index``; ``base`` is the same block of the base, where there is one."""
+    def decode(self, index: int, base: Array | None, out: Array, room: Array | None = None) -> None:
+        """Fill ``out`` with block ``index``; ``base`` is the same block of the base, where there is one. ``room``: for
+        the coded bytes."""
         try:
-            decode_block(self.coded(index), self.mode, out, base)
+            decode_block(self.coded(index, room), self.mode, out, base)
         except (NettError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what damage comes to
             what = error.what if isinstance(error, NettError) else f"its planes do not fit together: {error}"
             raise ProofFailed(f"block {index} of {len(self)}: {what}", where=self.path) from error

@@ -85,14 +85,15 @@ class Shelf:
         base: Array | None = None
         for depth in range(len(chain) - 1, -1, -1):
             found = self._scratch(depth % 2)[:count] if depth else out
-            chain[depth].decode(index, base, found)
+            chain[depth].decode(index, base, found, self._scratch(2))
             base = found
         return out
 
     def _scratch(self, which: int) -> Array:
-        """One of two blocks that a thread decodes bases into: a new one each time would cost more than to fill it."""
+        """One of three blocks of a thread, two to decode bases into and one to read into: new memory each time would
+        cost more than to fill it."""
         if not hasattr(self._own, "blocks"):
-            self._own.blocks = np.empty((2, BLOCK), np.uint8)
+            self._own.blocks = np.empty((3, BLOCK), np.uint8)
         return self._own.blocks[which]  # type: ignore[no-any-return]
 
     def read(self, digest: str, offset: int, count: int, out: Array | None = None) -> Array:

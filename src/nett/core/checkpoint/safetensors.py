@@ -27,8 +27,8 @@ INDEX = "model.safetensors.index.json"
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors and the metadata of one file, every number checked against the file's real size."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8:

@@ -1,8 +1,8 @@
 """Differences whose upper two bytes are mostly small: two or four of them a byte, and the few large ones apart.
 
-To undo one, the small numbers of a tile are unpacked into the nearest cache and added to the base there, as if all
-were small; the large ones, whose places their full bits tell, are then written over it. Nothing but the base and the
-result goes through memory.
+To undo one, the small numbers of a tile are unpacked into the nearest cache, the large ones, whose places their full
+bits tell, are written among them there, and all are added to the base. Nothing but the base and the result goes through
+memory.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.jit import jit
 
-TILE = 1 << 13  # numbers: small, base and result of a tile lie in the nearest cache
-SPARSE = 16  # numbers for each one apart, from which it pays to skip what holds none
+TILE = 1 << 12  # numbers, of which each step finds in the nearest cache what the one before left there
+AHEAD = 4  # places that are written beyond the last
 # The place of the lowest bit of a word from its product with a de Bruijn sequence.
 SEQUENCE = 0x03F79D71B4CB0A89
 PLACES = np.zeros(64, np.uint8)
@@ -53,74 +53,76 @@ def pack4(small: Array, packed: Array) -> None:
 
 
 @jit
-def unpack2(packed: Array, small: Array) -> None:
-    for i in range(packed.size):
-        v = packed[i]
-        small[2 * i] = v & np.uint8(15)
-        small[2 * i + 1] = v >> np.uint8(4)
-
-
-@jit
-def unpack4(packed: Array, small: Array) -> None:
-    for i in range(packed.size):
-        v = packed[i]
-        small[4 * i] = v & np.uint8(3)
-        small[4 * i + 1] = (v >> np.uint8(2)) & np.uint8(3)
-        small[4 * i + 2] = (v >> np.uint8(4)) & np.uint8(3)
-        small[4 * i + 3] = v >> np.uint8(6)
+def _ones(v: Any) -> int:
+    """How many bits of a word (uint64) are set."""
+    pairs = np.uint64(0x3333333333333333)
+    v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    v = (v & pairs) + ((v >> np.uint64(2)) & pairs)
+    v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((v * np.uint64(0x0101010101010101)) >> np.uint64(56))  # type: ignore[return-value]
 
 
 @jit
 def count_full(words: Array, each: int) -> int:
     """How many of the numbers packed ``each`` a byte have all their bits set. ``words``: uint64."""
-    count, low = np.uint64(0), np.uint64(0x0F0F0F0F0F0F0F0F)
-    pairs = np.uint64(0x3333333333333333)
+    count = 0
     for i in range(words.size):
         v = words[i] & (words[i] >> np.uint64(1))
         if each == 4:
             v &= np.uint64(0x5555555555555555)
         else:
             v &= (v >> np.uint64(2)) & np.uint64(0x1111111111111111)
-        v = (v & pairs) + ((v >> np.uint64(2)) & pairs)
-        v = (v + (v >> np.uint64(4))) & low
-        count += (v * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    return int(count)
+        count += _ones(v)
+    return count
 
 
 @jit
-def find_full(words: Array, each: int, places: Array) -> None:
-    """Fill ``places`` (uint32) with which numbers have all their bits set: as many as :func:`count_full` says, where
-    they are few. Word by word, skipping those without any."""
-    one, sequence, count = np.uint64(1), np.uint64(SEQUENCE), 0
-    shift = np.uint64(2 if each == 2 else 1)
+def full_pairs(words: Array, masks: Array) -> None:
+    """One bit (uint16 a word) for each of the 16 numbers of four bits in a word: whether all its bits are set."""
     for i in range(words.size):
-        v = words[i] & (words[i] >> one)
-        if each == 4:
-            v &= np.uint64(0x5555555555555555)
-        else:
-            v &= (v >> np.uint64(2)) & np.uint64(0x1111111111111111)
-        first = i * 8 * each
-        while v != np.uint64(0):
-            rest = v & (v - one)
-            bit = np.uint64(PLACES[((v ^ rest) * sequence) >> np.uint64(58)])
-            places[count] = first + np.int64(bit >> shift)
-            count += 1
-            v = rest
+        v = words[i] & (words[i] >> np.uint64(1))
+        v = v & (v >> np.uint64(2)) & np.uint64(0x1111111111111111)
+        v = (v | (v >> np.uint64(3))) & np.uint64(0x0303030303030303)
+        v = (v | (v >> np.uint64(6))) & np.uint64(0x000F000F000F000F)
+        v = (v | (v >> np.uint64(12))) & np.uint64(0x000000FF000000FF)
+        masks[i] = np.uint16(v | (v >> np.uint64(24)))
 
 
 @jit
-def find_many_full(small: Array, limit: int, places: Array) -> None:
-    """The same where they are many, of unpacked numbers; ``places`` has room for one more."""
-    count = np.uint64(0)
-    for i in range(small.size):  # no branch: to guess one wrong takes longer than ten such steps
-        places[count] = i
-        count += np.uint64(small[i] == limit)
+def full_fours(words: Array, masks: Array) -> None:
+    """The same (uint32 a word) for the 32 numbers of two bits in a word."""
+    for i in range(words.size):
+        v = words[i] & (words[i] >> np.uint64(1)) & np.uint64(0x5555555555555555)
+        v = (v | (v >> np.uint64(1))) & np.uint64(0x3333333333333333)
+        v = (v | (v >> np.uint64(2))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        v = (v | (v >> np.uint64(4))) & np.uint64(0x00FF00FF00FF00FF)
+        v = (v | (v >> np.uint64(8))) & np.uint64(0x0000FFFF0000FFFF)
+        masks[i] = np.uint32(v | (v >> np.uint64(16)))
 
 
 @jit
-def put(places: Array, rare: Array, out: Array) -> None:
-    for i in range(places.size):
-        out[places[i]] = rare[i]
+def places_of(bits: Array, places: Array) -> int:
+    """Fill ``places`` (uint32, with room for ``AHEAD`` more) with the places of the bits that are set in ``bits``
+    (uint64). Returns how many; -1 where they are more than there is room for.
+
+    Four at a time, set or not, and the count says how many were: a branch a bit, guessed wrong, would take longer.
+    """
+    one, sequence, top, count = np.uint64(1), np.uint64(SEQUENCE), np.uint64(58), 0
+    for i in range(bits.size):
+        v = bits[i]
+        if v == np.uint64(0):
+            continue
+        at, first = count, np.uint32(i * 64)
+        count += _ones(v)
+        if count + AHEAD > places.size:
+            return -1
+        while at < count:
+            for k in range(4):
+                rest = v & (v - one)
+                places[at + k] = first + np.uint32(PLACES[((v ^ rest) * sequence) >> top])
+                v = rest
+            at += 4
+    return count
 
 
 @jit
@@ -141,50 +143,66 @@ def _undo4(z: Any, base: Any) -> Any:
 
 
 @jit
-def join_small2(packed: Array, each: int, base: Array, out: Array) -> None:
-    """``out`` from differences to ``base`` (int16), as if none were kept apart."""
-    small = np.empty(TILE, np.uint8)
+def upper(packed: Array, each: int, places: Array, low: Array, high: Array, at: int, rare: int, z: Array) -> int:
+    """Fill ``z`` (int16) with the numbers ``at`` and on: the packed ones, and from the ``rare``-th on those that were
+    kept apart, by their ``places``. Returns the number of the first of these that lies behind. ``at``: a multiple of
+    ``each``."""
+    part = packed[at // each : (at + z.size + each - 1) // each]
+    whole = z.size // each
+    if each == 2:
+        for i in range(whole):
+            z[2 * i] = part[i] & np.uint8(15)
+            z[2 * i + 1] = part[i] >> np.uint8(4)
+    else:
+        for i in range(whole):
+            v = part[i]
+            z[4 * i] = v & np.uint8(3)
+            z[4 * i + 1] = (v >> np.uint8(2)) & np.uint8(3)
+            z[4 * i + 2] = (v >> np.uint8(4)) & np.uint8(3)
+            z[4 * i + 3] = v >> np.uint8(6)
+    bits = 8 // each
+    for i in range(whole * each, z.size):
+        z[i] = (part[whole] >> np.uint8((i - whole * each) * bits)) & np.uint8((1 << bits) - 1)
+    while rare < places.size and places[rare] < at + z.size:
+        z[places[rare] - at] = np.int16(np.int16(low[rare]) | np.int16(np.int16(high[rare]) << np.int16(8)))
+        rare += 1
+    return rare
+
+
+@jit
+def join2(packed: Array, each: int, places: Array, low: Array, high: Array, base: Array, out: Array) -> None:
+    """``out`` from packed differences to ``base`` (both int16)."""
+    held, rare = np.empty(TILE, np.int16), 0
     for at in range(0, out.size, TILE):
         made, ground = out[at : at + TILE], base[at : at + TILE]
-        part = packed[at // each : (at + made.size + each - 1) // each]
-        if each == 2:
-            unpack2(part, small)
-        else:
-            unpack4(part, small)
+        z = held[: made.size]
+        rare = upper(packed, each, places, low, high, at, rare, z)
         for i in range(made.size):
-            made[i] = _undo2(np.int16(small[i]), ground[i])
+            made[i] = _undo2(z[i], ground[i])
 
 
 @jit
-def join_small4(p: Array, q: Array, packed: Array, each: int, base: Array, out: Array) -> None:
+def join4(
+    p: Array, q: Array, packed: Array, each: int, places: Array, low: Array, high: Array, base: Array, out: Array
+) -> None:
     """The same for numbers of four bytes (int32): ``p`` and ``q`` are the lower two of the difference."""
-    small = np.empty(TILE, np.uint8)
+    held, rare = np.empty(TILE, np.int16), 0
     for at in range(0, out.size, TILE):
-        made, ground, low, high = out[at : at + TILE], base[at : at + TILE], p[at : at + TILE], q[at : at + TILE]
-        part = packed[at // each : (at + made.size + each - 1) // each]
-        if each == 2:
-            unpack2(part, small)
-        else:
-            unpack4(part, small)
+        made, ground, first, second = out[at : at + TILE], base[at : at + TILE], p[at : at + TILE], q[at : at + TILE]
+        z = held[: made.size]
+        rare = upper(packed, each, places, low, high, at, rare, z)
         for i in range(made.size):
-            z = np.int32(np.int32(low[i]) | np.int32(np.int32(high[i]) << np.int32(8)))
-            z = np.int32(z | np.int32(np.int32(small[i]) << np.int32(16)))
-            made[i] = _undo4(z, ground[i])
+            lower = np.int32(np.int32(first[i]) | np.int32(np.int32(second[i]) << np.int32(8)))
+            made[i] = _undo4(np.int32(lower | np.int32(np.int32(z[i]) << np.int32(16))), ground[i])
 
 
 @jit
-def join_rare2(places: Array, low: Array, high: Array, base: Array, out: Array) -> None:
-    """Write the numbers that were kept apart to their places."""
-    for i in range(places.size):
-        at = places[i]
-        z = np.int16(np.int16(low[i]) | np.int16(np.int16(high[i]) << np.int16(8)))
-        out[at] = _undo2(z, base[at])
-
-
-@jit
-def join_rare4(places: Array, p: Array, q: Array, low: Array, high: Array, base: Array, out: Array) -> None:
-    for i in range(places.size):
-        at = places[i]
-        z = np.int32(np.int32(p[at]) | np.int32(np.int32(q[at]) << np.int32(8)))
-        z = np.int32(z | np.int32(np.int32(low[i]) << np.int32(16)))
-        out[at] = _undo4(np.int32(z | np.int32(np.int32(high[i]) << np.int32(24))), base[at])
+def join_upper(packed: Array, each: int, places: Array, low: Array, high: Array, first: Array, second: Array) -> None:
+    """The upper two bytes themselves, for numbers of any width."""
+    held, rare = np.empty(TILE, np.int16), 0
+    for at in range(0, first.size, TILE):
+        z = held[: min(TILE, first.size - at)]
+        rare = upper(packed, each, places, low, high, at, rare, z)
+        for i in range(z.size):
+            first[at + i] = np.uint8(z[i])
+            second[at + i] = np.uint8(np.int16(z[i] >> np.int16(8)))

@@ -112,25 +112,20 @@ def _packed(planes: Sequence[Array], each: int) -> list[Array]:
 def _join_packed(planes: Sequence[Array], each: int, base: Array, numbers: Array) -> None:
     """The inverse, added to the base. NettError where the planes do not fit together."""
     *lower, small, low, high = planes
-    apart = _apart(small, each)
-    if not (small.size == -(-numbers.size // each) and low.size == high.size == apart):
-        raise NettError(f"{low.size:,} numbers are stored apart in place of {apart:,}")
-    places = _places(small, each, apart)
-    if apart and int(places.max()) >= numbers.size:
+    places = _places(small, each, low.size)
+    if places is None or not (small.size == -(-numbers.size // each) and low.size == high.size == places.size):
+        raise NettError(f"{low.size:,} numbers are stored apart in place of {_apart(small, each):,}")
+    if places.size and places[-1] >= numbers.size:  # they rise
         raise NettError("a number behind the last is stored apart")
     numbers = numbers.view(base.dtype)
     if numbers.itemsize == 2:
-        packed.join_small2(small, each, base, numbers)
-        packed.join_rare2(places, low, high, base, numbers)
+        packed.join2(small, each, places, low, high, base, numbers)
     elif numbers.itemsize == 4:
-        packed.join_small4(lower[0], lower[1], small, each, base, numbers)
-        packed.join_rare4(places, lower[0], lower[1], low, high, base, numbers)
+        packed.join4(lower[0], lower[1], small, each, places, low, high, base, numbers)
     else:
-        upper = np.zeros((2, small.size * each), np.uint8)
-        (packed.unpack2 if each == 2 else packed.unpack4)(small, upper[0])
-        packed.put(places, low, upper[0])
-        packed.put(places, high, upper[1])
-        from_planes([*lower, *upper[:, : numbers.size]], numbers.itemsize, "difference", base, numbers.view(np.uint8))
+        upper = np.empty((2, numbers.size), np.uint8)
+        packed.join_upper(small, each, places, low, high, *upper)
+        from_planes([*lower, *upper], numbers.itemsize, "difference", base, numbers.view(np.uint8))
 
 
 def _apart(small: Array, each: int) -> int:
@@ -138,16 +133,14 @@ def _apart(small: Array, each: int) -> int:
     return int(packed.count_full(_words(small), each))
 
 
-def _places(small: Array, each: int, count: int) -> Array:
-    """Which of the packed numbers are kept apart; ``count``: how many."""
-    places = np.empty(count + 1, np.uint32)
-    if count * packed.SPARSE < small.size * each:
-        packed.find_full(_words(small), each, places)
-    else:
-        unpacked = np.empty(small.size * each, np.uint8)
-        (packed.unpack2 if each == 2 else packed.unpack4)(small, unpacked)
-        packed.find_many_full(frozen(unpacked), (1 << 8 // each) - 1, places)
-    return places[:count]
+def _places(small: Array, each: int, room: int) -> Array | None:
+    """Which of the packed numbers are kept apart, rising; None where they are more than ``room``."""
+    words = _words(small)
+    masks = np.zeros(-(-words.size // 4) * 4, np.uint16 if each == 2 else np.uint32)
+    (packed.full_pairs if each == 2 else packed.full_fours)(words, masks)
+    places = np.empty(room + packed.AHEAD, np.uint32)
+    count = packed.places_of(masks.view(np.uint64), places)
+    return None if count < 0 else places[:count]
 
 
 def _words(small: Array) -> Array:
