@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import nett
+from nett.lake.spark import Spark, _short
 from support.cli import nett as cli
 from support.lakes import TRUTH, write_csv, write_lake
 
@@ -144,3 +145,20 @@ def test_a_view_for_spark_has_the_rows_of_the_table(tmp_path: Path, session: Any
             assert sorted(found, key=str) == sorted(wanted, key=str), name
             seen.append(name)
     assert {"filtered", "listed"} <= set(seen)
+
+
+@pytest.mark.timeout(900)
+def test_no_join_sends_a_whole_table_that_looks_small(session: Any) -> None:
+    """Of many equal rows the file is small and the table is not, and Java has no room for it beside what it holds."""
+    engine = Spark()
+    child, parent = session.range(50).toDF("c0"), session.range(100).toDF("k0")
+    joined = child.join(parent, child.c0.eqNullSafe(parent.k0), "left_anti")
+    assert "Broadcast" not in joined._jdf.queryExecution().executedPlan().toString()
+    engine.close()
+
+
+def test_of_an_error_the_telling_line_is_shown() -> None:
+    java = "An error occurred while calling o1.collect.\n: org.apache.spark.SparkException: Not enough memory.\n\tat x"
+    assert _short(RuntimeError(java)) == "org.apache.spark.SparkException: Not enough memory."
+    assert _short(RuntimeError(f"{java}\n[A.B] one\n[CAST_INVALID] two\n")) == "[CAST_INVALID] two"
+    assert _short(RuntimeError("plain\nmore")) == "plain" and _short(RuntimeError()) == "RuntimeError"

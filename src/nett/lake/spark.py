@@ -32,6 +32,7 @@ SETTINGS = {
     "spark.sql.ansi.enabled": "true",
     "spark.sql.csv.parser.columnPruning.enabled": "false",  # a row of another width is an error whatever is asked for
     "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.sql.autoBroadcastJoinThreshold": "-1",  # told by compressed bytes, a whole table would go into Java's memory
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
@@ -323,6 +324,9 @@ def _told(*tables: Table) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    """What Spark's own error class says, the innermost where Java tells of several; else the first line."""
-    said = re.findall(r"\[[A-Z][A-Z_.0-9]+\] [^\n]*", str(error)) or str(error).strip().splitlines()
-    return (said or [type(error).__name__])[-1 if said and said[-1].startswith("[") else 0][:200]
+    """What Spark's own error class says, the innermost where Java tells of several; else what Java's exception says, or
+    the first line."""
+    told = str(error).strip()
+    of_class = re.findall(r"\[[A-Z][A-Z_.0-9]+\] [^\n]*", told)
+    of_java = re.findall(r"^: ([\w.$]+: [^\n]*)", told, re.MULTILINE)
+    return (of_class[-1:] or of_java or told.splitlines() or [type(error).__name__])[0][:200]
