@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nett.core.codec import BLOCK, Mode, choose_mode, coders, decode_block, encode_block, estimated_bits
 from nett.core.codec.blocks import Coded
-from nett.core.codec.planes import PACKED, UNSIGNED, _places, from_planes, to_planes
+from nett.core.codec.packed import TILE
+from nett.core.codec.planes import PACKED, UNSIGNED, from_planes, to_planes
 from nett.core.dtypes import DTYPES, encode
 from nett.core.errors import NettError
 
@@ -179,26 +180,28 @@ def test_packed_planes_that_do_not_fit_together_are_refused(form: Any) -> None:
     planes = to_planes(raw, 2, form, ground)
     assert planes[1].size == 1000
     for wrong in ([planes[0], planes[1], planes[2][:-1]], [planes[0][:-1], *planes[1:]]):
-        with pytest.raises(NettError, match="stored apart"):
+        with pytest.raises(NettError, match="bytes of packed numbers"):
             from_planes(wrong, 2, form, ground, np.empty_like(raw))
 
 
 @pytest.mark.parametrize("each", [2, 4])
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.06, 0.4, 1.0])
-def test_places_of_what_is_kept_apart(each: int, share: float) -> None:
+def test_packed_numbers_and_those_apart_come_back(each: int, share: float) -> None:
+    """Around the ends of words, of bitmaps and of tiles."""
     rng = np.random.default_rng(3)
     limit = (1 << 8 // each) - 1
-    for count in (1, each, 63, 64, 65, 4099):
-        size = -(-count // each) * each
-        small = np.where(rng.random(size) < share, limit, rng.integers(0, limit, size)).astype(np.uint8)
-        held = np.zeros(size // each, np.uint8)
-        for k in range(each):
-            held |= small[k::each] << np.uint8(8 // each * k)
-        expected = np.flatnonzero(small == limit)
-        found = _places(held, each, expected.size)
-        assert found is not None and found.tolist() == expected.tolist()
-        if expected.size:
-            assert _places(held, each, expected.size - 1) is None  # and nothing is written beyond the room
+    for count in (1, 63, 64, 65, TILE - 1, TILE, TILE + 1, 3 * TILE + 7):
+        z = np.where(rng.random(count) < share, rng.integers(limit, 1 << 15, count), rng.integers(0, limit, count))
+        raw = (z.astype(np.uint16) >> 1).astype(np.uint16)  # folded distances to zero, all upwards
+        base = np.full(count, 0x8000, np.uint16)  # minus zero: the place before zero in the order of values
+        form: Any = "pairs" if each == 2 else "fours"
+        planes = to_planes(raw.view(np.uint8), 2, form, base.view(np.uint8))
+        out = np.empty(2 * count, np.uint8)
+        from_planes(planes, 2, form, base.view(np.uint8), out)
+        assert out.tobytes() == raw.tobytes()
+        if planes[1].size:  # one too few
+            with pytest.raises(NettError, match="stored apart"):
+                from_planes([planes[0], planes[1][:-1], planes[2][:-1]], 2, form, base.view(np.uint8), out)
 
 
 def test_blocks_of_the_first_format_are_read() -> None:

@@ -143,66 +143,85 @@ def _undo4(z: Any, base: Any) -> Any:
 
 
 @jit
-def upper(packed: Array, each: int, places: Array, low: Array, high: Array, at: int, rare: int, z: Array) -> int:
-    """Fill ``z`` (int16) with the numbers ``at`` and on: the packed ones, and from the ``rare``-th on those that were
-    kept apart, by their ``places``. Returns the number of the first of these that lies behind. ``at``: a multiple of
-    ``each``."""
-    part = packed[at // each : (at + z.size + each - 1) // each]
+def upper(words: Array, each: int, low: Array, high: Array, at: int, rare: int, z: Array, places: Array) -> int:
+    """Fill ``z`` (int16) with the numbers ``at`` and on: those that are packed in ``words``, and from the ``rare``-th on
+    those that were kept apart. Returns the number of the first of these that lies behind; -1 where there are too few.
+
+    ``at``: a multiple of ``TILE``; ``z``: as long, but for the last; ``places``: room for ``TILE + AHEAD`` of them.
+    """
+    first = at // (8 * each)
+    held = words[first : min(words.size, first + TILE // (8 * each))]
+    packed = held.view(np.uint8)
     whole = z.size // each
+    bits = 8 // each
     if each == 2:
         for i in range(whole):
-            z[2 * i] = part[i] & np.uint8(15)
-            z[2 * i + 1] = part[i] >> np.uint8(4)
+            z[2 * i] = packed[i] & np.uint8(15)
+            z[2 * i + 1] = packed[i] >> np.uint8(4)
+        pairs = np.zeros(TILE // 16, np.uint16)
+        full_pairs(held, pairs)
+        count = places_of(pairs.view(np.uint64), places)
     else:
         for i in range(whole):
-            v = part[i]
+            v = packed[i]
             z[4 * i] = v & np.uint8(3)
             z[4 * i + 1] = (v >> np.uint8(2)) & np.uint8(3)
             z[4 * i + 2] = (v >> np.uint8(4)) & np.uint8(3)
             z[4 * i + 3] = v >> np.uint8(6)
-    bits = 8 // each
+        fours = np.zeros(TILE // 32, np.uint32)
+        full_fours(held, fours)
+        count = places_of(fours.view(np.uint64), places)
     for i in range(whole * each, z.size):
-        z[i] = (part[whole] >> np.uint8((i - whole * each) * bits)) & np.uint8((1 << bits) - 1)
-    while rare < places.size and places[rare] < at + z.size:
-        z[places[rare] - at] = np.int16(np.int16(low[rare]) | np.int16(np.int16(high[rare]) << np.int16(8)))
-        rare += 1
+        z[i] = (packed[whole] >> np.uint8((i - whole * each) * bits)) & np.uint8((1 << bits) - 1)
+    if rare + count > low.size or (count > 0 and places[count - 1] >= z.size):
+        return -1
+    for k in range(count):
+        z[places[k]] = np.int16(np.int16(low[rare + k]) | np.int16(np.int16(high[rare + k]) << np.int16(8)))
+    return rare + count
+
+
+@jit
+def join2(words: Array, each: int, low: Array, high: Array, base: Array, out: Array) -> int:
+    """``out`` from packed differences to ``base`` (both int16). Returns how many were kept apart; -1 where there are
+    too few."""
+    held, places, rare = np.empty(TILE, np.int16), np.empty(TILE + AHEAD, np.uint32), 0
+    for at in range(0, out.size, TILE):
+        made, ground = out[at : at + TILE], base[at : at + TILE]
+        z = held[: made.size]
+        rare = upper(words, each, low, high, at, rare, z, places)
+        if rare < 0:
+            return -1
+        for i in range(made.size):
+            made[i] = _undo2(z[i], ground[i])
     return rare
 
 
 @jit
-def join2(packed: Array, each: int, places: Array, low: Array, high: Array, base: Array, out: Array) -> None:
-    """``out`` from packed differences to ``base`` (both int16)."""
-    held, rare = np.empty(TILE, np.int16), 0
-    for at in range(0, out.size, TILE):
-        made, ground = out[at : at + TILE], base[at : at + TILE]
-        z = held[: made.size]
-        rare = upper(packed, each, places, low, high, at, rare, z)
-        for i in range(made.size):
-            made[i] = _undo2(z[i], ground[i])
-
-
-@jit
-def join4(
-    p: Array, q: Array, packed: Array, each: int, places: Array, low: Array, high: Array, base: Array, out: Array
-) -> None:
+def join4(p: Array, q: Array, words: Array, each: int, low: Array, high: Array, base: Array, out: Array) -> int:
     """The same for numbers of four bytes (int32): ``p`` and ``q`` are the lower two of the difference."""
-    held, rare = np.empty(TILE, np.int16), 0
+    held, places, rare = np.empty(TILE, np.int16), np.empty(TILE + AHEAD, np.uint32), 0
     for at in range(0, out.size, TILE):
         made, ground, first, second = out[at : at + TILE], base[at : at + TILE], p[at : at + TILE], q[at : at + TILE]
         z = held[: made.size]
-        rare = upper(packed, each, places, low, high, at, rare, z)
+        rare = upper(words, each, low, high, at, rare, z, places)
+        if rare < 0:
+            return -1
         for i in range(made.size):
             lower = np.int32(np.int32(first[i]) | np.int32(np.int32(second[i]) << np.int32(8)))
             made[i] = _undo4(np.int32(lower | np.int32(np.int32(z[i]) << np.int32(16))), ground[i])
+    return rare
 
 
 @jit
-def join_upper(packed: Array, each: int, places: Array, low: Array, high: Array, first: Array, second: Array) -> None:
+def join_upper(words: Array, each: int, low: Array, high: Array, first: Array, second: Array) -> int:
     """The upper two bytes themselves, for numbers of any width."""
-    held, rare = np.empty(TILE, np.int16), 0
+    held, places, rare = np.empty(TILE, np.int16), np.empty(TILE + AHEAD, np.uint32), 0
     for at in range(0, first.size, TILE):
         z = held[: min(TILE, first.size - at)]
-        rare = upper(packed, each, places, low, high, at, rare, z)
+        rare = upper(words, each, low, high, at, rare, z, places)
+        if rare < 0:
+            return -1
         for i in range(z.size):
             first[at + i] = np.uint8(z[i])
             second[at + i] = np.uint8(np.int16(z[i] >> np.int16(8)))
+    return rare

@@ -112,35 +112,24 @@ def _packed(planes: Sequence[Array], each: int) -> list[Array]:
 def _join_packed(planes: Sequence[Array], each: int, base: Array, numbers: Array) -> None:
     """The inverse, added to the base. NettError where the planes do not fit together."""
     *lower, small, low, high = planes
-    places = _places(small, each, low.size)
-    if places is None or not (small.size == -(-numbers.size // each) and low.size == high.size == places.size):
-        raise NettError(f"{low.size:,} numbers are stored apart in place of {_apart(small, each):,}")
-    if places.size and places[-1] >= numbers.size:  # they rise
-        raise NettError("a number behind the last is stored apart")
-    numbers = numbers.view(base.dtype)
+    if small.size != -(-numbers.size // each) or low.size != high.size:
+        raise NettError(f"{small.size:,}, {low.size:,} and {high.size:,} bytes of packed numbers for {numbers.size:,}")
+    words, numbers = _words(small), numbers.view(base.dtype)
     if numbers.itemsize == 2:
-        packed.join2(small, each, places, low, high, base, numbers)
+        found = packed.join2(words, each, low, high, base, numbers)
     elif numbers.itemsize == 4:
-        packed.join4(lower[0], lower[1], small, each, places, low, high, base, numbers)
+        found = packed.join4(lower[0], lower[1], words, each, low, high, base, numbers)
     else:
         upper = np.empty((2, numbers.size), np.uint8)
-        packed.join_upper(small, each, places, low, high, *upper)
+        found = packed.join_upper(words, each, low, high, *upper)
         from_planes([*lower, *upper], numbers.itemsize, "difference", base, numbers.view(np.uint8))
+    if found != low.size:
+        raise NettError(f"{low.size:,} numbers are stored apart in place of {_apart(small, each):,}")
 
 
 def _apart(small: Array, each: int) -> int:
     """How many of the packed numbers are kept apart."""
     return int(packed.count_full(_words(small), each))
-
-
-def _places(small: Array, each: int, room: int) -> Array | None:
-    """Which of the packed numbers are kept apart, rising; None where they are more than ``room``."""
-    words = _words(small)
-    masks = np.zeros(-(-words.size // 4) * 4, np.uint16 if each == 2 else np.uint32)
-    (packed.full_pairs if each == 2 else packed.full_fours)(words, masks)
-    places = np.empty(room + packed.AHEAD, np.uint32)
-    count = packed.places_of(masks.view(np.uint64), places)
-    return None if count < 0 else places[:count]
 
 
 def _words(small: Array) -> Array:
