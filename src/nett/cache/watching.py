@@ -33,7 +33,7 @@ class Coming:
 def watching(model: Any) -> Iterator[None]:
     """Meanwhile each layer of a cache that has ``comes`` is told what comes to its attention module, before it is."""
     noted: dict[str, Any] = {}
-    rotary = next(iter(_rotaries(model)), None)
+    rotary = next(iter(rotaries(model)), None)
 
     def rotates(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         noted["positions"] = named.get("position_ids", args[1] if len(args) > 1 else None)
@@ -87,12 +87,12 @@ def check_hidden(model: Any, where: str) -> None:
             f"{type(model).__name__} has {count} layers, and attention modules of {len(modules)} were found",
             where=where,
         )
-    if "position_embeddings" in inspect.signature(modules[0].forward).parameters and len(_rotaries(model)) != 1:
+    if "position_embeddings" in inspect.signature(modules[0].forward).parameters and len(rotaries(model)) != 1:
         raise Refused(
-            f"{type(model).__name__} has {len(_rotaries(model))} modules of rotations: keys are rotated again by one",
+            f"{type(model).__name__} has {len(rotaries(model))} modules of rotations: keys are rotated again by one",
             where=where,
         )
 
 
-def _rotaries(model: Any) -> list[Any]:
+def rotaries(model: Any) -> list[Any]:
     return [m for m in model.modules() if "RotaryEmbedding" in type(m).__name__]
