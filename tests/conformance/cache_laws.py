@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import nett
-from conformance import measure_laws, search_laws
+from conformance import craft_laws, measure_laws, search_laws
 from nett.cache.policy import ledger
 from nett.cache.protocol import Coded, Hidden, Kept, Merged
 from nett.core.registry import Card
@@ -26,7 +26,7 @@ def laws(card: Card) -> list[Law]:
     if card.command:
         return [same_answer_twice, looking_changes_nothing]
     if card.kind == "make":
-        return [*search_laws.LAWS]
+        return [*(craft_laws if "store" in card.operands else search_laws).LAWS]
     found: list[Law] = [same_call_same_bits, inputs_untouched, heads_are_treated_alike, on_a_model_within_its_budget]
     if "keep" in card.operands:
         found += [no_more_slots_than_asked, all_slots_are_the_full_cache]
@@ -39,6 +39,10 @@ def told(card: Card, folder: Path) -> Any:
     (folder / "text.txt").write_text("the sun rose over the road and the river, and dust lay on the house. " * 40)
     quick = dict(getattr(importlib.import_module(card.module), "QUICK", {}))
     more = {"text": folder / "text.txt"} if card.parameter("text") else {}
+    if card.parameter("question"):  # about documents, to a model
+        return measure_laws.timeless(
+            card.load()([str(folder / "text.txt")], **(card.resolve(quick | {"threads": 1}) | {"model": asset}))
+        )
     threads = {"threads": 1} if card.parameter("threads") else {}
     return measure_laws.timeless(card.load()([str(asset)], **(card.resolve(quick | threads) | more)))
 

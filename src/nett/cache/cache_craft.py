@@ -39,7 +39,7 @@ def cache_craft(
         share: of every chunk that is used in another context, whatever its CFO; 0 for the CFO.
         renew: the CFO from which on a chunk is computed wholly, and kept as one more variant.
         sink: the system's text counts among the chunks that a chunk looked at.
-        keep: chunks that are computed wholly come to the store.
+        keep: chunks that are computed wholly come to the store, and uses are counted; else the store stays as it is.
         room: tokens that the model must have places for behind the prompt.
         seed: of by = random.
     Returns: a Served: ``logits`` of what comes next, ``cache`` for the model with ``ids`` (the prompt and the most likely next
@@ -68,5 +68,16 @@ def cache_craft(
             hint="store = nett.cache.chunk_store(model, tokenizer)",
         )  # fmt: skip
     return serve(
-        store, system, chunks, question, by=by, alpha=alpha, share=share, renew=renew, sink=sink, keep=keep, room=room, seed=seed
+        store,
+        system,
+        chunks,
+        question,
+        by=by,
+        alpha=alpha,
+        share=share,
+        renew=renew,
+        sink=sink,
+        keep=keep,
+        room=room,
+        seed=seed,
     )

@@ -30,7 +30,9 @@ class Mover:
     def __init__(self, model: Any, where: str) -> None:
         found = rotaries(model)
         if len(found) != 1:
-            raise Refused(f"{type(model).__name__} has {len(found)} modules of rotations: keys are moved by one", where=where)
+            raise Refused(
+                f"{type(model).__name__} has {len(found)} modules of rotations: keys are moved by one", where=where
+            )
         self.rotary = found[0]
         kind = str(getattr(self.rotary, "rope_type", "default"))
         if "dynamic" in kind or kind == "longrope":
@@ -48,7 +50,8 @@ class Mover:
 
         probe = torch.zeros(1, device=self.device)
         (c0, s0), (c1, s1) = (
-            tuple(t[0].double() for t in self.rotary.forward(probe, places[None].to(self.device))) for places in (old, new)
+            tuple(t[0].double() for t in self.rotary.forward(probe, places[None].to(self.device)))
+            for places in (old, new)
         )
         norm = c0 * c0 + s0 * s0  # not 1 where the module scales attention by its rotations
         return ((c1 * c0 + s1 * s0) / norm).float(), ((s1 * c0 - c1 * s0) / norm).float()
@@ -104,4 +107,3 @@ def _rotated(keys: Any, cos: Any, sin: Any, style: str) -> Any:
         other = torch.stack((-some[..., 1::2], some[..., ::2]), -1).flatten(-2)
     turned = (some * cos + other * sin).to(keys.dtype)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
-

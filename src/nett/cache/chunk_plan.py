@@ -32,6 +32,7 @@ class Part:
     chosen: Array = field(default_factory=lambda: _NONE)
     overhead: float = 1.0
     exact: bool = False
+    same: bool = False  # the variant was computed behind exactly this text
     told: dict[str, float] = field(default_factory=dict)
     uncounted: frozenset[str] = frozenset()  # chunks whose attention does not count
 
@@ -45,7 +46,8 @@ class Part:
         moved = 0 if self.variant is None else self.start - self.variant.told.start
         return {
             "chunk": self.name, "tokens": len(self.ids), "computed": len(self.chosen), "state": state, "tier": tier,
-            "moved": moved, "cfo": self.overhead, "exact": self.exact, **self.told,
+            "moved": moved, "cfo": self.overhead, "same_context": self.same,
+            "exact": self.exact, **self.told,
         }  # fmt: skip
 
 
@@ -76,11 +78,13 @@ def planned(
             uncounted = {parts[0].name} if system and not sink else set()
             _take_nearest(store, part, [n for n in before if n not in uncounted], uncounted, alpha)
         if known is not None:
-            part.variant, part.overhead = known, 0.0
+            part.variant, part.overhead, part.same = known, 0.0, True
         if part.variant is not None and share == 0 and by != "reuse" and part.overhead >= renew:
             part.variant = None
         part.chosen = _chosen(part, by, share, rng)
-        part.exact = all(p.exact for p in parts) and (part.variant is None or known is not None)
+        if share == 0 and len(part.chosen) == len(part.ids):
+            part.variant = None  # nothing of it is left
+        part.exact = all(p.exact for p in parts) and (part.variant is None or part.same)
         parts.append(part)
         place = part.end
     return parts
@@ -111,9 +115,9 @@ def _chosen(part: Part, by: str, share: float, rng: np.random.Generator) -> Arra
     n = len(part.ids)
     if part.variant is None:
         return np.arange(n)
-    if by in ("reuse", "prefix") or part.overhead == 0:
+    count = math.ceil((share or part.overhead) * n - 1e-9)
+    if by in ("reuse", "prefix") or part.same or not count:
         return _NONE
-    count = min(n, math.ceil((share or part.overhead) * n - 1e-9))
     if by == "first":
         return np.arange(count)
     if by == "random":

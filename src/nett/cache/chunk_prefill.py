@@ -119,7 +119,9 @@ def _scatter_class() -> Any:
                 self.keys, self.values = here
                 self.keys[:, :, self.places] = key_states
                 self.values[:, :, self.places] = value_states
-            keys = self.keys.view_as(self.keys)  # an object of its own, to carry the layer to where attention is computed
+            keys = self.keys.view_as(
+                self.keys
+            )  # an object of its own, to carry the layer to where attention is computed
             keys.nett_layer = self
             return keys, self.values
 
@@ -244,12 +246,13 @@ class Prefill:
             row = rows.stop
             attended = self._attended(self.parts[: number + 1], rows)
             pairs = [
-                tuple(t[0, :, part.start : part.end].clone() for t in (layer.keys, layer.values)) for layer in self.layers
+                tuple(t[0, :, part.start : part.end].clone() for t in (layer.keys, layer.values))
+                for layer in self.layers
             ]
             nbytes = sum(t.numel() * t.element_size() for pair in pairs for t in pair)
             told = Told(part.name, part.ids, part.start, part.exact, attended, nbytes, self.store.layers)
             found.append((told, pairs))
-        return found  # type: ignore[return-value]
+        return found
 
     def _attended(self, parts: Sequence[Part], rows: slice) -> Attended:
         """Attention of the last of ``parts``, whose queries are ``rows`` of those that were noted."""

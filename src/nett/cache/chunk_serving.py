@@ -57,16 +57,22 @@ def serve(
     answer = int(prefill.logits.argmax())  # waits for the device, too
     seconds = time.perf_counter() - began
     ledger = _ledger(store, prefill, looked)
-    for number, part in enumerate(parts):
-        if part.variant is not None:
-            store.use(part.variant, part.overhead, prefill.read.get(number))
-    busy = [p.variant for p in parts if p.variant is not None]
     if keep:
-        busy += [store.add(told, pairs) for told, pairs in prefill.computed()]
-    store.settle(busy)
+        _kept(store, prefill)
     ledger |= {"seconds": seconds, "storing_seconds": time.perf_counter() - began - seconds}
     ids = torch.tensor([[*prefill.ids, answer]], device=store.model.device)
     return Served(prefill.logits, prefill.cache(), ids, ledger)
+
+
+def _kept(store: chunk_store, prefill: Prefill) -> None:
+    """Note what was used, and store what was computed wholly."""
+    busy = []
+    for number, part in enumerate(prefill.parts):
+        if part.variant is not None:
+            store.use(part.variant, part.overhead, prefill.read.get(number))
+            busy.append(part.variant)
+    busy += [store.add(told, pairs) for told, pairs in prefill.computed()]
+    store.settle(busy)
 
 
 def _check(

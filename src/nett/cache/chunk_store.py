@@ -104,7 +104,9 @@ class chunk_store:
         if not isinstance(text, str):
             return tuple(int(i) for i in text)
         if self.tokenizer is None:
-            raise UsageError("texts need a tokenizer", where=WHERE, hint="chunk_store(model, tokenizer), or give token ids.")
+            raise UsageError(
+                "texts need a tokenizer", where=WHERE, hint="chunk_store(model, tokenizer), or give token ids."
+            )
         return tuple(self.tokenizer(text, add_special_tokens=first).input_ids)
 
     def of(self, name: str) -> list[Variant]:
@@ -184,4 +186,3 @@ class chunk_store:
             self._chunks[variant.told.name] = left
         else:
             self._chunks.pop(variant.told.name)
-

@@ -76,11 +76,11 @@ def make(
     assets: Sequence[str],
     given: Mapping[str, Any],
     *,
-    problems: Annotated[int, Between(1, 100_000)] = 50,
-    numbers: Annotated[int, Between(2, 6)] = 5,
-    skill: Annotated[float, Between(0, 100)] = 1.0,
-    noise: Annotated[float, Between(0, 100)] = 0.5,
-    json: Path | None = None,
+    problems: Annotated[int, Between(1, 100_000), With("reward")] = 50,
+    numbers: Annotated[int, Between(2, 6), With("reward")] = 5,
+    skill: Annotated[float, Between(0, 100), With("reward")] = 1.0,
+    noise: Annotated[float, Between(0, 100), With("reward")] = 0.5,
+    json: Annotated[Path | None, With("reward")] = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Search solutions of a built-in task with exact rewards by the method and its rivals: accuracy against KV held.
@@ -95,6 +95,13 @@ def make(
     """
     from nett.cache.search_showing import show
 
+    if "store" in card.operands:
+        raise UsageError(
+            "makes caches of prompts from Python",
+            where=card.key,
+            hint="On documents of yours: nett cache rag DOCS --question TEXT --model MODEL. Its parameters: nett show"
+            f" {card.key}",
+        )
     if assets:
         raise UsageError(
             f"searches its own task and takes no assets, but was given {assets[0]}",

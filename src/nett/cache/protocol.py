@@ -24,7 +24,9 @@ matter); at a budget of all tokens the model's answer is that of the full cache,
 
 What makes something (kind ``make``) has another shape: a prompt, a generator of steps and a reward, as
 :mod:`nett.cache.search_tree` states them; its laws: the same seed gives the same search, the width is respected, the ledger is
-what the tree holds.
+what the tree holds. Another maker is given a store of chunks, the texts of a prompt and its question, and makes the
+prompt's cache; its laws: the same store and prompt give the same bits, all tokens computed are the model itself, the ledger is
+what was done.
 """
 
 from __future__ import annotations
