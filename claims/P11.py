@@ -1,10 +1,10 @@
 """P11, Cache-Craft: can chunks of retrieved text be used again wherever they stand, with a small share computed anew?
 
 Beds are the two language models of claims.cache_beds on stories: stories260K and one of 1.6 million weights that is trained
-anew for each seed. A corpus is 100 chunks of 48 tokens; each of 300 questions a seed draws 4 of them by Zipf's law
+anew for each seed. A corpus is 100 chunks of 48 tokens; each of 200 questions a seed draws 4 of them by Zipf's law
 (exponent 1) in any order, asks with the 16 tokens that follow one of them in its story, and is judged on the 16 after those.
 The store begins empty, so that chunks that are met for the first time are computed and count. Alpha is the largest of a
-sweep at which, by the plans of 100 other questions, no more than a fifth of the token-layers is computed (chunks that are new
+sweep at which, by the plans of 60 other questions, no more than a fifth of the token-layers is computed (chunks that are new
 are not in those plans). CacheBlend is ours (second layer, largest deviation), and so are the others; all see the same store.
 
 The rule of the verdict (from the paper's abstract and the bars of its issue; written after 80 questions on stories260K had
@@ -51,7 +51,7 @@ METHODS = ["cache/cache_craft"]
 
 Say = Callable[[str], None]
 CHUNK, QUESTION, GOLD = 48, 16, 16
-QUERIES, TUNING, BUDGET = 300, 100, 0.2
+QUERIES, TUNING, BUDGET = 200, 60, 0.2
 TRAIN = 0.75  # of the stories, which a bed may have been trained on; the corpus is of the others
 OURS, BLEND, WORK = "Cache-Craft", "CacheBlend, as many tokens", "CacheBlend, as many token-layers"
 FIRST, CHANCE, REUSE, PREFIX, NONE = "first tokens", "tokens by chance", "full reuse", "prefix caching", "no chunks"

@@ -40,9 +40,9 @@ def told(card: Card, folder: Path) -> Any:
     quick = dict(getattr(importlib.import_module(card.module), "QUICK", {}))
     more = {"text": folder / "text.txt"} if card.parameter("text") else {}
     if card.parameter("question"):  # about documents, to a model
-        return measure_laws.timeless(
-            card.load()([str(folder / "text.txt")], **(card.resolve(quick | {"threads": 1}) | {"model": asset}))
-        )
+        about = card.resolve(quick | {"threads": 1}) | {"model": asset}
+        answer = card.load()([str(folder / "text.txt")], **about)
+        return measure_laws.timeless({k: v for k, v in answer.items() if k != "say"})  # its words tell seconds, too
     threads = {"threads": 1} if card.parameter("threads") else {}
     return measure_laws.timeless(card.load()([str(asset)], **(card.resolve(quick | threads) | more)))
 

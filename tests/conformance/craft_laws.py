@@ -33,11 +33,11 @@ def texts(count: int) -> list[list[int]]:
 
 
 def filled(card: Card) -> tuple[chunk_store, Any]:
-    """A store of three chunks, and how the same come in another order."""
+    """A store of three chunks, and how the same come in an order in which none stands behind one that it stood behind."""
     system, a, b, c, question = texts(5)
     store = chunk_store(model())
     card.load()(store, system, [a, b, c], question)
-    return store, lambda **how: card.load()(store, system, [c, a, b], question, keep=False, **how)
+    return store, lambda **how: card.load()(store, system, [c, b, a], question, keep=False, **how)
 
 
 def ways(card: Card) -> list[str]:
@@ -71,7 +71,7 @@ def looking_changes_no_store(card: Card, folder: Path) -> None:
 
 def all_tokens_are_the_model_itself(card: Card, folder: Path) -> None:
     system, a, b, c, question = texts(5)
-    ids = torch.tensor([[*system, *c, *a, *b, *question]])
+    ids = torch.tensor([[*system, *c, *b, *a, *question]])
     with torch.no_grad():
         expected = model()(ids, logits_to_keep=1).logits[0, -1]
     _, serve = filled(card)

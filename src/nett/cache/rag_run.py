@@ -55,7 +55,7 @@ def run_rag(
         report.step(1)
     report.end()
     return {
-        "model": model, "encoder": None if encoder is None else str(encoder), "documents": list(assets),
+        "model": model, "encoder": None if encoder is None else str(encoder), "documents": len({p.document for p in passages}),
         "passages": len(passages), "how": dict(how), "ahead_seconds": stored, "questions": rows, "store": store.tiers(),
     }  # fmt: skip
 
@@ -117,8 +117,8 @@ def _answered(
         "full_answer": tokenizer.decode(expected, skip_special_tokens=True).strip(),
         "ledger": mine.ledger,
         "full_seconds": full.ledger["seconds"],
-        "kl_first": float(gaps[0]),
-        "kl": float(gaps.mean()),
+        "kl_first": max(0.0, float(gaps[0])),  # below 0 is rounding
+        "kl": max(0.0, float(gaps.mean())),
     }
 
 
@@ -129,7 +129,7 @@ def _as_json(passage: Passage, cosine: float) -> dict[str, Any]:
 def words_of(told: Mapping[str, Any]) -> list[str]:
     """Each question with its answer and what it took; then the sums."""
     by = told["encoder"] or "words"
-    lines = [f"{told['passages']} passages of {len(told['documents'])} documents, retrieved by {by}"]
+    lines = [f"{told['passages']} passages of {told['documents']} documents, retrieved by {by}"]
     for row in told["questions"]:
         held = row["ledger"]
         lines += ["", f"Q: {row['question']}", f"A: {row['answer']}"]
