@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nett.core.errors import UsageError, did_you_mean
-from nett.merge.recipe_yaml import Document, Place
+from nett.core.yaml_file import Document, Place
 
 if TYPE_CHECKING:
     from nett.merge.recipe_file import Recipe

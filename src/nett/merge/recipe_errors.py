@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from nett.core.errors import UsageError, did_you_mean
+from nett.core.yaml_file import Document, Place
 from nett.merge.recipe_checks import TOP
 from nett.merge.recipe_schema import DTYPES, OWN
 from nett.merge.recipe_tokens import RecipeToken, RecipeTokenizer
 from nett.merge.recipe_words import Vocabulary, written
-from nett.merge.recipe_yaml import Document, Place
 
 _INSIDE = {  # the keys of what stands in a list or mapping of this name
     "models": ("model", "parameters"),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from nett.core.dtypes import Dtype, dtype_named
 from nett.core.errors import UsageError
+from nett.core.yaml_file import Document, Place, read_documents
 from nett.merge.recipe_chat import check_template
 from nett.merge.recipe_checks import check_contents, check_slice, is_kept
 from nett.merge.recipe_errors import as_usage_error
@@ -18,8 +19,9 @@ from nett.merge.recipe_parts import Part, Slice, Source, parts_of
 from nett.merge.recipe_schema import recipe_model
 from nett.merge.recipe_tokens import WORDS, TokenizerRule, tokenizer_rule
 from nett.merge.recipe_words import Vocabulary, recipe_card, vocabulary
-from nett.merge.recipe_yaml import Document, Place, read_documents
 from nett.merge.references import place_of
+
+EXAMPLE = "merge_method: …, models: …"
 
 
 @final
@@ -81,7 +83,7 @@ def _once(sources: Iterable[Source]) -> tuple[Source, ...]:
 
 def load_recipe(file: Path, known: Mapping[str, str] | None = None) -> Recipe:
     """Read and check a recipe file of one document; ``known`` as in :func:`check_recipe`."""
-    documents = read_documents(file)
+    documents = read_documents(file, EXAMPLE)
     if len(documents) > 1:
         raise UsageError(f"holds {len(documents)} documents, where one is expected", where=file)
     return check_recipe(documents[0], known)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
+from nett.core.yaml_file import Place
 from nett.merge.recipe_values import Scope
-from nett.merge.recipe_yaml import Place
 from nett.merge.references import located
 
 

@@ -11,10 +11,10 @@ from typing import Any, final
 from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.dtypes import Array
 from nett.core.errors import NettError, UsageError
+from nett.core.yaml_file import read_documents
 from nett.merge.beside import side_files_of
 from nett.merge.job import Job
-from nett.merge.recipe_file import Recipe, check_recipe
-from nett.merge.recipe_yaml import read_documents
+from nett.merge.recipe_file import EXAMPLE, Recipe, check_recipe
 
 _ORDER = "One document without a name is the result that --out gets; the others have names, by which it refers to them."
 
@@ -64,7 +64,7 @@ def load_steps(file: Path, known: Mapping[str, str] | None = None) -> tuple[Step
     """Read and check a file: its steps in an order in which they can be taken, the result last. UsageError for names
     that stand twice, for none or several results, for steps that need each other and for steps that nothing needs.
     ``known`` as in :func:`check_recipe`."""
-    recipes = [check_recipe(document, known) for document in read_documents(file)]
+    recipes = [check_recipe(document, known) for document in read_documents(file, EXAMPLE)]
     if len(recipes) == 1:
         (only,) = recipes
         if only.name is not None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from nett.core.errors import UsageError, did_you_mean
+from nett.core.yaml_file import Document, Place
 from nett.merge.recipe_schema import REFERENCE, model_place, wrong
-from nett.merge.recipe_yaml import Document, Place
 
 WORDS = ("union", "base")
 

@@ -9,8 +9,8 @@ from typing import Any, final
 
 from nett.core.errors import UsageError, did_you_mean
 from nett.core.layers import layer_of
+from nett.core.yaml_file import Document, Place
 from nett.merge.recipe_words import Vocabulary, Word, written
-from nett.merge.recipe_yaml import Document, Place
 
 Settings = Mapping[str, Any]  # parameter -> value, gradient, condition(s); conditions are {"filter", "value"}
 

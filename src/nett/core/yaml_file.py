@@ -44,20 +44,23 @@ class Document:
         return f"{self.file}:{self.line(place)}"
 
 
-def read_documents(file: Path) -> list[Document]:
-    """Read a file of YAML documents that are mappings. UsageError, with the line, where it is anything else."""
+def read_documents(file: Path, example: str) -> list[Document]:
+    """Read a file of YAML documents that are mappings. UsageError, with the line, where it is anything else.
+
+    ``example``: keys as they should be, for the error: ``merge_method: …, models: …``.
+    """
     try:
         blob = file.read_bytes() if file.stat().st_size <= MAX_BYTES else None
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=file) from error
     if blob is None:
-        raise UsageError(f"is larger than {MAX_BYTES:,} bytes; recipes are small", where=file)
+        raise UsageError(f"is larger than {MAX_BYTES:,} bytes, which no file of settings is", where=file)
     try:
         text = blob.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"is not UTF-8 text (byte {error.start})", where=file) from error
     try:
-        return list(_Reader(file).read(text))
+        return list(_Reader(file, example).read(text))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"is not valid YAML: {error.problem or error.context}", where=f"{file}:{line}") from error
@@ -67,8 +70,8 @@ def read_documents(file: Path) -> list[Document]:
 
 @final
 class _Reader:
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, example: str) -> None:
+        self.file, self.example = file, example
         self.lines: dict[Place, int] = {}
         self._nodes = 0
         self._flat: set[int] = set()  # mappings whose merge keys are resolved already (aliases come by again)
@@ -86,7 +89,7 @@ class _Reader:
                 holders = _holders(node)
                 data = self._plain(node, (), 0)
                 if not isinstance(data, dict):
-                    what = "is not a mapping of keys to values (merge_method: …, models: …)"
+                    what = f"is not a mapping of keys to values ({self.example})"
                     raise UsageError(
                         f"document {count} is empty" if data is None else what,
                         where=f"{self.file}:{node.start_mark.line + 1}",
@@ -107,7 +110,7 @@ class _Reader:
         if node.tag not in _PLAIN:
             word = node.tag.replace(_CORE, "!!")
             raise self._wrong(
-                f"holds a value of type {word}; a recipe is plain data (text, numbers, lists, mappings)",
+                f"holds a value of type {word}; taken is plain data (text, numbers, lists, mappings)",
                 node,
                 "Put the value in quotes if it is meant as text." if isinstance(node, yaml.ScalarNode) else None,
             )
