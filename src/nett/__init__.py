@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "cache", "convert", "lake", "load", "merge", "scan", "store", "weights"]
+__all__ = ["__version__", "cache", "convert", "experts", "lake", "load", "merge", "scan", "store", "weights"]
 
 if TYPE_CHECKING:
-    from nett import cache, lake, merge, scan, store, weights
+    from nett import cache, experts, lake, merge, scan, store, weights
     from nett.core.convert import convert
     from nett.core.load import load
 
@@ -21,6 +21,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in ("convert", "load"):
         return getattr(importlib.import_module(f"nett.core.{name}"), name)
-    if name in ("cache", "lake", "merge", "scan", "store", "weights"):
+    if name in ("cache", "experts", "lake", "merge", "scan", "store", "weights"):
         return importlib.import_module(f"nett.{name}")
     raise AttributeError(f"module 'nett' has no attribute {name!r}")
