@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -112,7 +113,7 @@ def _keys(place: Place) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def _models(annotation: Any) -> typing.Iterator[type[BaseModel]]:
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if typing.get_origin(annotation) is None:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield annotation

@@ -39,7 +39,7 @@ def simulate_file(file: Path, *, sweep: bool = False) -> dict[str, Any]:
             "count": len(trace),
             "input": float(np.mean(trace.input)),
             "output": float(np.mean(trace.output)),
-            "arrivals": "closed" if trace.closed else setup.settings.requests.arrivals,
+            "arrivals": "file" if setup.settings.requests.file else setup.settings.requests.arrivals,
         },
         "schemes": run(setup, trace, layers, held["tokens"]),
         "layers": layer_rows(setup, trace, layers),

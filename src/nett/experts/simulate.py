@@ -27,10 +27,20 @@ def simulate(
         sweep: also change one thing at a time: batch, lengths, number of experts, bandwidth and operations of Logic-PIM.
         json: file for the findings.
         html: file for a page with the pictures.
+    Example:
+        # server.yml; all that is left out has a default: docs/guide.md, "Serving a mixture of experts"
+        # model: Mixtral-8x7B/config.json
+        # hardware: {devices: 4, pim: {bandwidth: 4x, flops: 8 FLOP/B}}
+        # requests: {arrivals: poisson, rate: 8/s, count: 2000, input: {mean: 1024, std: 200}, output: {mean: 512, std: 100}}
+        # serving: {batch: 64}
+        told = nett.experts.simulate(["server.yml"], sweep=True, html=Path("server.html"))
+        print(told["schemes"]["duplex"]["tokens_a_second"], told["schemes"]["duplex"]["first_token"]["p99"])
     When to use: to see what limits a server (weights of experts, keys and values, operations), and what a device with logic near
         its memory, or other sizes, rates, batches and routings, would change.
     When not: to predict the milliseconds of a real server: rooflines know no launch of a kernel, no bank conflict, no network that is
         busy; efficiencies below 1 can be given.
+    Guarantee: computed from the rates that the settings give; on the same requests and the same routing for all schemes. Stage by
+        stage no scheme is slower than one that it contains.
     Cost: some millions of stages a minute; ten thousand requests of a thousand tokens take seconds a scheme.
     Source: P42, arXiv:2409.01141: sections IV and V (choice of a processor, expert and attention co-processing), VI (the device).
         Its times come from a cycle-accurate simulator, these from rooflines. Chunked prompts and latent attention are ours.
