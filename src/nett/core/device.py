@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from nett.core.errors import UsageError, missing_extra
+from pathlib import Path
+from typing import Any
+
+from nett.core.errors import Refused, UsageError, missing_extra
 from nett.core.runner import thread_count
 
 
@@ -25,3 +28,23 @@ def use_device(device: str, threads: int, purpose: str) -> int:
     count = thread_count(threads)
     torch.set_num_threads(count)
     return count
+
+
+def check_memory(needed: int, device: Any, where: Path) -> None:
+    """Refuse what would be killed at the end: less free memory than the plan needs (torch ``device`` cpu only)."""
+    if device.type != "cpu":
+        return
+    import os
+
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    if needed > free:
+        raise Refused(
+            f"needs about {needed:,} bytes of memory, and {free:,} are free",
+            where=where,
+            hint="Fewer --samples, a smaller --length, or --disk, which keeps the text's hidden states in a file.",
+        )

@@ -19,7 +19,7 @@ Kind = Literal["reduce", "train", "serve", "measure", "make"]
 Grain = Literal["stream", "tensor", "block", "model", "corpus"]
 View = Literal["flat", "rows", "whole"]
 F = TypeVar("F", bound=Callable[..., Any])
-_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model"}  # operands
+_OF_MANY_SHAPES = {"symmetry", "weight", "weights", "model", "layers"}  # operands
 ROOMS = (
     "merge", "store", "weights", "experts", "adapters", "cache", "tokens", "data", "lake", "code", "graphs",
     "search", "training", "diffusion", "scan",

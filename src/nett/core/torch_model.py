@@ -16,9 +16,10 @@ from typing import Any, final
 
 import numpy as np
 
+from nett.core import expert_map, ragged
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.errors import Refused, missing_extra
-from nett.core.ragged import MARK, fit_widths
+from nett.core.fused import resolved_names
 from nett.core.sidefiles import model_files
 
 
@@ -27,7 +28,7 @@ def model(source: Path | Checkpoint) -> Any:
     transformers = transformers_here()
     if isinstance(source, Path):
         kind, config = kind_of(source)
-        if not hasattr(config, MARK):
+        if not _marked(config):
             with quiet():
                 return kind.from_pretrained(str(source))
         with open_checkpoint(source) as checkpoint:
@@ -43,7 +44,7 @@ def model(source: Path | Checkpoint) -> Any:
         more = {}
         if (folder / "generation_config.json").is_file():
             more["generation_config"] = transformers.GenerationConfig.from_pretrained(str(folder))
-        if hasattr(config, MARK):
+        if _marked(config):
             return _ragged(kind, config, source)
         state = {name: Slice(source, name) for name in source.tensors}
         with quiet():
@@ -52,16 +53,30 @@ def model(source: Path | Checkpoint) -> Any:
     return made
 
 
+def _marked(config: Any) -> bool:
+    """Whether the config says of the model what transformers cannot build by itself."""
+    return hasattr(config, ragged.MARK) or hasattr(config, expert_map.MARK)
+
+
 def _ragged(kind: Any, config: Any, source: Checkpoint) -> Any:
-    """A model whose blocks differ in width: built as the config says, fitted to its tensors, and filled with them."""
+    """A model whose blocks differ in width or in experts: built as the config says, fitted to its tensors, and filled
+    with them."""
     import torch
 
     slices = {name: Slice(source, name) for name in source.tensors}
     kinds = {s.dtype for s in slices.values() if s.is_floating_point()}
     made = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     made.to(kinds.pop() if len(kinds) == 1 else torch.float32)
-    fit_widths(made, source.tensors)
-    lost, strange = made.load_state_dict({name: s[...] for name, s in slices.items()}, strict=False)
+    if hasattr(config, ragged.MARK):
+        ragged.fit_widths(made, source.tensors)
+    if hasattr(config, expert_map.MARK):
+        expert_map.fit_experts(made, getattr(config, expert_map.MARK), source.path)
+    stored, fused = resolved_names(made, made.state_dict(), source.tensors)
+    used = {*stored.values(), *(t for f in fused.values() for t in f.tensors)}
+    strange = sorted(set(source.tensors) - used)
+    values = {name: slices[tensor][...] for name, tensor in stored.items()}
+    values |= {name: f.value(made, lambda tensor: slices[tensor][...]) for name, f in fused.items()}
+    lost, _ = made.load_state_dict(values, strict=False)
     made.tie_weights()
     tied = set(getattr(made, "_tied_weights_keys", None) or ())
     if strange or set(lost) - tied:

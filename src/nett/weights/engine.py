@@ -82,7 +82,7 @@ def run(
     with ExitStack() as stack:
         models = [stack.enter_context(opened(asset, device, threads)) for asset in assets]
         if first == MODEL:
-            from nett.weights.whole import run_whole
+            from nett.core.whole_model import run_whole
 
             return run_whole(card, models[0], parameters, **how)
         from nett.weights.linear import run_linear
@@ -117,7 +117,8 @@ def open_inside(folder: Path, receipt: Mapping[str, Any], name: str) -> Checkpoi
 
 
 def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:
-    """Files, inputs, and the quality measured again; see :mod:`nett.weights.outcome`."""
-    from nett.weights.outcome import verify_output
+    """Files, inputs, and the quality measured again; see :mod:`nett.core.outcome`."""
+    from nett.core.outcome import verify_output
+    from nett.weights.dense_again import check_tensors
 
-    return verify_output(folder, receipt)
+    return verify_output(folder, receipt, check_tensors)

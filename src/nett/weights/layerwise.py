@@ -14,6 +14,7 @@ from typing import Any, final
 from nett.core.blocks import Linear, Skeleton, Walk
 from nett.core.blocks.skeleton import put
 from nett.core.errors import NettError, ProofFailed
+from nett.core.parts import FOLDER, read_part, write_part
 from nett.core.progress import report
 from nett.core.receipt import file_sha256
 from nett.core.registry import Card
@@ -22,7 +23,6 @@ from nett.weights.answering import answers, cast
 from nett.weights.folding import Fold, folds, ordered
 from nett.weights.formats.base import Format, Written
 from nett.weights.job import Job, Task
-from nett.weights.parts import FOLDER, read_part, write_part
 from nett.weights.protocol import SHARED, Quantised, Tensor
 from nett.weights.watching import moments_of, sharing
 

@@ -11,19 +11,20 @@ import nett
 from nett.core import receipt as receipts
 from nett.core.blocks import Skeleton
 from nett.core.checkpoint.writer import byte_size
+from nett.core.device import check_memory
 from nett.core.dtypes import Dtype
-from nett.core.errors import Refused, UsageError
+from nett.core.errors import UsageError
+from nett.core.outcome import finish, put_files
+from nett.core.parts import FOLDER, write_part
 from nett.core.registry import Card
 from nett.core.staging import check_target, file_state, staged, work_key
+from nett.core.texts import read_text
 from nett.weights import layerwise
 from nett.weights.dense_again import check_exact, check_gain
 from nett.weights.formats import format_for, group_of
 from nett.weights.formats.base import Run
 from nett.weights.job import figures, plan_job
-from nett.weights.outcome import finish, put_files
 from nett.weights.pairing import check_pair
-from nett.weights.parts import FOLDER, write_part
-from nett.weights.text import read_text
 
 
 def run_linear(
@@ -78,7 +79,7 @@ def run_linear(
         overwrite=overwrite,
         inputs=[*(m.checkpoint.path for m in models), *inputs],
     )
-    _check_memory(plan["peak_memory_bytes"], skeleton)
+    check_memory(plan["peak_memory_bytes"], skeleton.device, skeleton.checkpoint.path)
     notes = [*job.notes, *text.notes]
     if dry_run:
         return {
@@ -164,23 +165,3 @@ def run_linear(
 
 def _sized(done: layerwise.Done) -> list[tuple[dict[str, Any], int]]:
     return [(r, w.linear.rows * w.linear.columns) for r, w in zip(done.records, done.layers, strict=True)]
-
-
-def _check_memory(needed: int, skeleton: Skeleton) -> None:
-    """Refuse what would be killed at the end: less free memory than the plan needs."""
-    if skeleton.device.type != "cpu":
-        return
-    import os
-
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    if needed > free:
-        raise Refused(
-            f"needs about {needed:,} bytes of memory, and {free:,} are free",
-            where=skeleton.checkpoint.path,
-            hint="Fewer --samples, a smaller --length, or --disk, which keeps the text's hidden states in a file.",
-        )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from nett.core.blocks import Skeleton, open_skeleton
 from nett.core.checkpoint import open_checkpoint
 from nett.core.device import use_device
+from nett.core.errors import Refused
 
 
 @contextmanager
@@ -17,4 +18,13 @@ def opened(asset: str, device: str = "cpu", threads: int = 0) -> Iterator[Skelet
 
     count = use_device(device, threads, "the weights room")
     with threadpool_limits(count, "blas"), open_checkpoint(asset, dense=True) as checkpoint:
-        yield open_skeleton(checkpoint, device)
+        skeleton = open_skeleton(checkpoint, device)
+        if skeleton.fused:
+            name = next(iter(skeleton.fused))
+            raise Refused(
+                f"is a mixture of experts: {name!r} is made of {len(skeleton.fused[name].tensors)} tensors, and this room "
+                "works on linear layers",
+                where=checkpoint.path,
+                hint="nett experts makes mixtures smaller: nett list experts",
+            )
+        yield skeleton

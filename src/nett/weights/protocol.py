@@ -14,7 +14,7 @@ each input the entry of the tensor before that it is proportional to, so that it
 
 ``model, windows``: the whole model as a module of transformers in float32, and token windows int64 ``[n, length]``;
 ``model`` alone where no text is needed. The kernel may change that module, and returns it in a :class:`Shrunk`
-(:mod:`nett.weights.whole`).
+(:mod:`nett.core.whole_model`).
 
 What a linear kernel returns is a tensor of the shape and type of ``weight`` (pruned), a :class:`Quantised`,
 :class:`Factors` or a :class:`Stack`; one that sees ``source`` may return them :class:`Scaled`. Laws: the same call gives
@@ -28,9 +28,11 @@ A method of kind *train* is a function that returns the optimizer or callback (u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
+
+from nett.core.whole_model import Shrunk as Shrunk
 
 if TYPE_CHECKING:
     import torch
@@ -129,22 +131,3 @@ class Scaled:
 
     answers: Sequence[Answer]
     scale: Tensor
-
-
-@final
-@dataclass(frozen=True)
-class Shrunk:
-    """What a kernel on a whole model gives back.
-
-    model: the module, smaller, its ``config`` saying so, in float32; written with ``save_pretrained``'s names in the
-    type that the original has. figures: for the receipt. files: small files that go beside the weights. charts: for
-    the report, as :func:`nett.core.report.charts.add` takes them. ragged: its blocks differ in width, which its config
-    cannot say: only nett loads it.
-    """
-
-    model: Any
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    charts: Sequence[Mapping[str, Any]] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    ragged: bool = False

@@ -13,11 +13,11 @@ from nett.core.cards import find_card
 from nett.core.errors import UsageError
 from nett.core.report import Page
 from nett.core.report.words import number, size
+from nett.core.texts import read_text
 from nett.weights.budget import choose, parse_budget
 from nett.weights.formats import format_named
 from nett.weights.job import with_group
 from nett.weights.opening import opened
-from nett.weights.text import read_text
 from nett.weights.trials import Trial, try_all
 
 _MOST = 12  # rows that are said

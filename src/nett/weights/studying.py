@@ -16,6 +16,7 @@ from nett.core.confined import Limits, run_program
 from nett.core.errors import Refused, UsageError
 from nett.core.progress import report
 from nett.core.staging import file_state, put_file
+from nett.core.texts import tokenizer_of
 from nett.weights.job import with_group
 from nett.weights.opening import opened
 from nett.weights.sensing import widths_of
@@ -23,7 +24,6 @@ from nett.weights.study_arm import Asked, bools, fitting, quantise
 from nett.weights.study_compare import compared, summary
 from nett.weights.study_tasks import Task, read_tasks
 from nett.weights.study_texts import digest, read_judging, read_sources
-from nett.weights.text import tokenizer_of
 
 WHERE = "weights/study"
 

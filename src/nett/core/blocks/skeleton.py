@@ -7,7 +7,7 @@ No family is known here: the blocks are the longest list of modules.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,10 @@ from typing import Any, final
 
 import numpy as np
 
+from nett.core import expert_map, ragged
 from nett.core.checkpoint import Checkpoint
 from nett.core.errors import Refused, missing_extra
-from nett.core.ragged import MARK, fit_widths
+from nett.core.fused import Fused, resolved_names, shape_of
 from nett.core.torch_model import described
 
 
@@ -50,7 +51,8 @@ class Skeleton:
         self.stack, self.blocks = _stack_of(model, checkpoint)
         names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
         self.ground_names = [n for n in names if not n.startswith(f"{self.stack}.")]
-        self.stored = stored_names(model, names, checkpoint.tensors)
+        buffers = [n for n, _ in model.named_buffers() if n.startswith(f"{self.stack}.")]
+        self.stored, self.fused = resolved_names(model, [*names, *buffers], checkpoint.tensors)
         self._check()
         for name, bits in getattr(checkpoint, "rounded", {}).items():
             model.get_submodule(name).register_forward_pre_hook(partial(_rounded, bits))
@@ -83,9 +85,31 @@ class Skeleton:
         return [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear)]
 
     def block_names(self, number: int) -> dict[str, str]:
-        """Name in the block -> name in the checkpoint, of all its parameters."""
+        """Name in the block -> name in the checkpoint, of all its parameters, and of its buffers that the checkpoint has;
+        without those that are made of several tensors (:meth:`block_fused`)."""
         stem = f"{self.stack}.{number}."
-        return {n: self.stored[stem + n] for n, _ in self.blocks[number].named_parameters()}
+        block = self.blocks[number]
+        names = [n for n, _ in block.named_parameters() if stem + n not in self.fused]
+        names += [n for n, _ in block.named_buffers() if stem + n in self.stored]
+        return {n: self.stored[stem + n] for n in names}
+
+    def block_fused(self, number: int) -> dict[str, Fused]:
+        """Name in the block -> what it is made of, for its parameters that are several tensors of the checkpoint."""
+        stem = f"{self.stack}.{number}."
+        return {n.removeprefix(stem): f for n, f in self.fused.items() if n.startswith(stem)}
+
+    def _fill(self, number: int) -> None:
+        """The block's weights, in float32."""
+        module = self.blocks[number]
+        for name, stored in self.block_names(number).items():
+            put(module, name, self.tensor(stored).float())
+        for name, fused in self.block_fused(number).items():
+            put(module, name, fused.value(self.model, self.tensor).float())
+
+    def _empty(self, number: int) -> None:
+        module = self.blocks[number]
+        for name in [*self.block_names(number), *self.block_fused(number)]:
+            put(module, name, None)
 
     def tensor(self, name: str) -> Any:
         """A tensor of the checkpoint in its own type, on the device; Refused where it holds NaN or infinity."""
@@ -102,32 +126,27 @@ class Skeleton:
     @contextmanager
     def block(self, number: int) -> Iterator[Any]:
         """A block with its weights in float32, which it loses at the end."""
-        module, names = self.blocks[number], self.block_names(number)
         if self._held:
-            yield module
+            yield self.blocks[number]
             return
-        for name, stored in names.items():
-            put(module, name, self.tensor(stored).float())
+        self._fill(number)
         try:
-            yield module
+            yield self.blocks[number]
         finally:
-            for name in names:
-                put(module, name, None)
+            self._empty(number)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """All blocks keep their weights meanwhile, for work that comes by each of them again and again."""
-        for number, module in enumerate(self.blocks):
-            for name, stored in self.block_names(number).items():
-                put(module, name, self.tensor(stored).float())
+        for number in range(len(self)):
+            self._fill(number)
         self._held = True
         try:
             yield
         finally:
             self._held = False
-            for module in self.blocks:
-                for name, _ in list(module.named_parameters()):
-                    put(module, name, None)
+            for number in range(len(self)):
+                self._empty(number)
 
     @contextmanager
     def ground(self) -> Iterator[Any]:
@@ -146,7 +165,18 @@ class Skeleton:
         """Every parameter has its tensor, of its shape; but for output layers that are tied to the embeddings."""
         tied = bool(getattr(self.model.config.get_text_config(), "tie_word_embeddings", False))
         head = self.model.get_output_embeddings()
+        shapes = {t.name: t.shape for t in self.checkpoint.tensors.values()}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in self.fused:
+                made = shape_of(self.fused[name], self.model, shapes)
+                if made != tuple(parameter.shape):
+                    several = self.fused[name].tensors
+                    fit = f"give the shape {list(made)}" if made is not None else "do not fit together"
+                    raise Refused(
+                        f"the {len(several)} tensors of {name!r} ({several[0]} …) {fit}, its config says {list(parameter.shape)}",
+                        where=self.checkpoint.path,
+                    )
+                continue
             info = self.checkpoint.tensors.get(self.stored.get(name, name))
             if info is None and tied and head is not None and parameter is head.weight:
                 continue
@@ -170,13 +200,16 @@ def _rounded(bits: int, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def put(root: Any, name: str, value: Any) -> None:
-    """Set a parameter by its dotted name; None puts it back on the meta device."""
+    """Set a parameter or buffer by its dotted name; None puts it back on the meta device."""
     import torch
 
     place, _, leaf = name.rpartition(".")
     module = root.get_submodule(place) if place else root
     if value is None:
         value = torch.empty_like(getattr(module, leaf), device="meta")
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+        return
     module._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
 
 
@@ -200,33 +233,16 @@ def open_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
                 f"is no language model that transformers {transformers.__version__} can build: {text}",
                 where=checkpoint.path,
             ) from error
-    if hasattr(config, MARK):
-        fit_widths(model, checkpoint.tensors)
+    if hasattr(config, ragged.MARK):
+        ragged.fit_widths(model, checkpoint.tensors)
+    if hasattr(config, expert_map.MARK):
+        expert_map.fit_experts(model, getattr(config, expert_map.MARK), checkpoint.path)
     model.eval().requires_grad_(False)
     for name, buffer in list(model.named_buffers()):
         if buffer.device.type != device:
             place, _, leaf = name.rpartition(".")
             model.get_submodule(place)._buffers[leaf] = buffer.to(device)
     return Skeleton(checkpoint, model, device)
-
-
-def stored_names(model: Any, names: Sequence[str], tensors: Collection[str]) -> dict[str, str]:
-    """Parameter -> tensor in the file, where there is one; transformers knows those that it calls otherwise than files
-    do. What it makes of several tensors (experts put together) has none."""
-    found = {n: n for n in names if n in tensors}
-    if len(found) < len(names):
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-        rules = get_model_conversion_mapping(model)
-        renaming = [r for r in rules if isinstance(r, WeightRenaming)]
-        others = [r for r in rules if not isinstance(r, WeightRenaming)]
-        state, known = dict(model.state_dict()), set(names)
-        for tensor in tensors:
-            name, made_of_several = rename_source_key(tensor, renaming, others, model.base_model_prefix, state)
-            if made_of_several is None and name in known:
-                found.setdefault(name, tensor)
-    return found
 
 
 def _stack_of(model: Any, checkpoint: Checkpoint) -> tuple[str, Any]:

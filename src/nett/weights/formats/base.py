@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple, final
 from nett.core.blocks import Linear, Skeleton
 from nett.core.checkpoint import Checkpoint, open_checkpoint
 from nett.core.dtypes import Dtype
+from nett.core.parts import joined
 from nett.core.sidefiles import changed_files
 from nett.core.staging import Staging
 from nett.core.windows import Windows
-from nett.weights.parts import joined
 from nett.weights.protocol import Answer, Quantised, Tensor
 
 

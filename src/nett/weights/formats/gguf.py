@@ -19,13 +19,13 @@ from nett.core.checkpoint.gguf_plan import GgufPlan, describe, plan_gguf, writer
 from nett.core.checkpoint.gguf_vocabulary import copy_vocabulary, write_vocabulary
 from nett.core.dtypes import Array, Dtype
 from nett.core.errors import Refused
+from nett.core.parts import FOLDER
 from nett.core.progress import report
 from nett.core.sidefiles import model_files
 from nett.core.staging import Staging
 from nett.weights.formats.base import Format, Written
 from nett.weights.formats.dense import Dense
 from nett.weights.job import Job
-from nett.weights.parts import FOLDER
 from nett.weights.protocol import Answer, Quantised, Tensor
 
 BLOCK = 32

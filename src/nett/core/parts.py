@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nett.core.checkpoint import OutputFile, TensorSpec, open_checkpoint, shard_plan
+from nett.core.checkpoint import Checkpoint, OutputFile, TensorSpec, open_checkpoint, shard_plan
 from nett.core.checkpoint.writer import FileSpec
 from nett.core.dtypes import dtype_named
 from nett.core.errors import ProofFailed
@@ -55,12 +55,15 @@ def joined(
     shard_bytes: int,
     stem: str = "model",
     order: Sequence[str] | None = None,
+    beside: Checkpoint | None = None,
 ) -> list[dict[str, Any]]:
     """The tensors of all parts, in the ``order`` of their names or as they come, as the shards of one model, called
-    ``stem``; the parts are gone afterwards. Returns their output records."""
+    ``stem``; the parts are gone afterwards. Names in ``order`` that no part has are read from ``beside``. Returns their
+    output records."""
     opened = [open_checkpoint(p) for p in parts]
     try:
-        found = {t.name: (c, t) for c in opened for t in _in_order(c)}
+        found = {t.name: (beside, t) for t in beside.tensors.values()} if beside is not None and order else {}
+        found |= {t.name: (c, t) for c in opened for t in _in_order(c)}
         chosen = [found[name] for name in order] if order is not None else list(found.values())
         specs = [TensorSpec(t.name, t.dtype, t.shape) for _, t in chosen]
         report.begin("writing", sum(s.nbytes for s in specs))

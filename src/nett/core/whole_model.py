@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import nett
 from nett.core import receipt as receipts
@@ -14,14 +15,33 @@ from nett.core import torch_model
 from nett.core.blocks import Skeleton
 from nett.core.checkpoint.writer import byte_size
 from nett.core.dtypes import Dtype
+from nett.core.outcome import finish, put_files
+from nett.core.parts import FOLDER, joined, write_part
 from nett.core.ragged import MARK
 from nett.core.registry import Card
 from nett.core.sidefiles import changed_files
 from nett.core.staging import check_target, file_state, staged, work_key
-from nett.weights.outcome import finish, put_files
-from nett.weights.parts import FOLDER, joined, write_part
-from nett.weights.protocol import Shrunk
-from nett.weights.text import read_text
+from nett.core.texts import read_text
+
+
+@final
+@dataclass(frozen=True)
+class Shrunk:
+    """What a kernel on a whole model gives back.
+
+    model: the module, smaller, its ``config`` saying so, in float32; written with the file's names in the
+    type that the original has. figures: for the receipt. files: small files that go beside the weights. charts: for
+    the report, as :func:`nett.core.report.charts.add` takes them. ragged: its blocks differ in width, which its config
+    cannot say: only nett loads it.
+    """
+
+    model: Any
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    charts: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    ragged: bool = False
+
 
 _CONFIG_OF_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
@@ -40,8 +60,9 @@ def run_whole(
     shard_size: str,
     overwrite: bool,
     dry_run: bool,
+    hint: str | None = None,
 ) -> dict[str, Any]:
-    """See :func:`nett.weights.engine.run`."""
+    """See :func:`nett.weights.engine.run`. ``hint``: what to do where a text is needed and none is given."""
     import torch
 
     checkpoint, needed = skeleton.checkpoint, "windows" in card.operands
@@ -53,6 +74,7 @@ def run_whole(
         length=length,
         needed=needed,
         where=card.key,
+        hint=hint,
     )
     check_target(out, 2 * checkpoint.nbytes, overwrite=overwrite, inputs=[checkpoint.path, *checkpoint.files])
     plan = {
@@ -129,7 +151,12 @@ def _tensors(model: Any, skeleton: Skeleton, dtype: Dtype | None) -> dict[str, A
     fallback = next(t.dtype.alias for t in stored.values() if t.dtype.is_float)
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     found = {}
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    if skeleton.fused or any(name != held for name, held in skeleton.stored.items()):
+        from transformers.core_model_loading import revert_weight_conversion
+
+        state = dict(revert_weight_conversion(model, state))  # experts apart again, under the file's names
+    for name, tensor in state.items():
         if name in tied and name not in stored:
             continue
         alias = dtype.alias if dtype is not None else stored[name].dtype.alias if name in stored else fallback

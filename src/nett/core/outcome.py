@@ -1,4 +1,4 @@
-"""The end of every run of this room: the result is loaded as others load it, judged on text, and gets its receipt."""
+"""The end of every run that makes a model smaller: the result is loaded as others load it, judged on text, and gets its receipt."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def finish(
     sources = tuple(i["path"] for i in inputs)
     freed, exact = max(0, inputs[0]["bytes"] - whole), card.guarantee == "exact"
     kept: tuple[float | None, Literal["exact", "measured"]] = (0.0, "exact") if exact else (None, "measured")
-    edge = Edge("weights", str(staging.out), sources, card.key, freed, round(seconds, 3), *kept)
+    edge = Edge(card.room, str(staging.out), sources, card.key, freed, round(seconds, 3), *kept)
     receipt = receipts.new_receipt(
         card,
         parameters=parameters,
@@ -144,14 +144,17 @@ def _npy(windows: Windows) -> bytes:
     return buffer.getvalue()
 
 
-def verify_output(folder: Path, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Files and inputs by their hashes, and the quality measured again on the same tokens."""
+def verify_output(
+    folder: Path,
+    receipt: Mapping[str, Any],
+    same: Callable[[Checkpoint, Mapping[str, Any]], dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Files and inputs by their hashes, and the quality measured again on the same tokens. ``same``: one check more, of
+    the tensors, where the guarantee is exact."""
     checks = [*receipts.check_files(folder, receipt), *receipts.check_inputs(receipt)]
-    if receipt["guarantee"] == "exact" and all(c["ok"] for c in checks):
-        from nett.weights.dense_again import check_tensors
-
+    if receipt["guarantee"] == "exact" and same is not None and all(c["ok"] for c in checks):
         with open_checkpoint(folder, dense=True) as written:
-            checks.append(check_tensors(written, receipt))
+            checks.append(same(written, receipt))
     judged = receipt["figures"].get("judged")
     if judged is None or not all(c["ok"] for c in checks):
         return checks

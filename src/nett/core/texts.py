@@ -33,13 +33,15 @@ def read_text(
     needed: bool,
     where: str,
     judged: int = 32,
+    hint: str | None = None,
 ) -> Text:
-    """Without ``eval``, the last eighth of the calibration windows is held out to judge by."""
+    """Without ``eval``, the last eighth of the calibration windows is held out to judge by. ``hint``: what to do where a
+    text is ``needed`` and there is none."""
     if needed and calibration is None:
         raise UsageError(
             "looks at what goes into each layer, so it needs a text like that which the model will meet",
             where=where,
-            hint="Add --calibration FILE (.txt, or .jsonl with an entry text); nett weights rtn needs none.",
+            hint=hint or "Add --calibration FILE (.txt, or .jsonl with an entry text); nett weights rtn needs none.",
         )
     notes: list[str] = []
     most = int(getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", 0) or length)
