@@ -138,6 +138,18 @@ def test_one_request_by_hand() -> None:
     assert told["use"]["xpu_busy"] == pytest.approx(1) and told["use"]["pim_busy"] == 0
 
 
+def test_static_power_is_that_of_all_devices_over_the_time_that_counts() -> None:
+    told = []
+    for watts in (0, 70):
+        of = setup(
+            SMALL, hardware={"devices": 3, "static_power": f"{watts} W"}, requests={"count": 4, "input": 9, "output": 5}
+        )
+        trace = trace_of(of.settings.requests, Path())
+        told.append(run(of, trace, layers(of, 300, drawn=2), 1000, ["best"])["best"])
+    spent = 3 * 70 * told[0]["seconds_counted"] / 20
+    assert told[1]["joules_a_token"] - told[0]["joules_a_token"] == pytest.approx(spent)
+
+
 def test_links_by_hand() -> None:
     """Two nodes of two devices: sums over a node's devices in a ring, twice a layer; experts of the other node, there and
     back."""

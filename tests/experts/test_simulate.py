@@ -176,6 +176,20 @@ def test_the_command_says_writes_and_repeats(file: Path) -> None:
     assert (file.parent / "a.json").read_bytes() == before
 
 
+def test_a_dense_model_whose_answers_have_one_token(file: Path) -> None:
+    """Nothing lies between tokens, and there are no experts."""
+    file.write_text(TEXT.replace("experts: 8, top_k: 2, ", "").replace("output: 16", "output: 1"))
+    said = command(
+        "experts", "simulate", str(file), "--json", str(file.parent / "a.json"), "--html", str(file.parent / "a.html")
+    )
+    assert "dense" in said.succeeded().out and "–" in said.out
+    told = json.loads((file.parent / "a.json").read_text())
+    assert told["schemes"]["gpu"]["between_tokens"]["p50"] is None
+    assert {r["layer"] for r in told["layers"]} >= {"dense", "qkv"} and told["schemes"]["gpu"]["seconds_by"][
+        "experts"
+    ] == 0
+
+
 def test_values_of_a_sweep_that_do_not_fit_are_left_out(file: Path) -> None:
     file.write_text(
         TEXT.replace("devices: 2", "devices: 2\n  memory: 8 MB").replace("count: 30", "count: 9")

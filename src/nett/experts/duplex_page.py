@@ -60,8 +60,12 @@ def _setting(told: Told) -> str:
     )
 
 
-def _ms(spread: Mapping[str, float], *names: str) -> str:
-    return " / ".join(f"{1e3 * spread[n]:,.1f}" for n in names)
+def _ms(spread: Mapping[str, float | None], *names: str) -> str:
+    return " / ".join("–" if (v := _milli(spread[n])) is None else f"{v:,.1f}" for n in names)
+
+
+def _milli(value: float | None) -> float | None:
+    return None if value is None else 1e3 * value
 
 
 def _faster(row: Told) -> str:
@@ -101,7 +105,7 @@ def page_of(told: Told) -> Page:
         ("first_token", "From arrival to the first token"),
     ):
         page.grouped_bars(
-            names, {p: [1e3 * f[key][p] for f in schemes.values()] for p in ("p50", "p90", "p99")},
+            names, {p: [_milli(f[key][p]) for f in schemes.values()] for p in ("p50", "p90", "p99")},
             title=title, unit="ms", note="less is better; percentiles",
         )  # fmt: skip
     parts = list(_PARTS)

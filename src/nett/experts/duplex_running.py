@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nett.core.errors import NettError, Refused, UsageError
+from nett.core.jsonable import jsonable
 from nett.core.progress import report
 from nett.experts.duplex import device_of
 from nett.experts.duplex_clock import clock
@@ -47,7 +48,8 @@ def simulate_file(file: Path, *, sweep: bool = False) -> dict[str, Any]:
     }
     if sweep:
         told["sweep"] = swept(setup)
-    return told
+    found: dict[str, Any] = jsonable(told)  # nothing between tokens where answers have one
+    return found
 
 
 def run(
