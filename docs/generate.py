@@ -89,7 +89,7 @@ def method_page(card: Card, standing: str) -> str:
             f"| {'parameter' if python else 'option'} | type | range | default | meaning |\n|---|---|---|---|---|\n"
         )
         for p in card.parameters:
-            kind = p.type + (", one or one a model" if p.many else "")
+            kind = p.type + ((", one or several" if p.type == "str" else ", one or one a model") if p.many else "")
             limits = p.range.replace("|", "\\|") or "any"
             name = p.name if python else f"--{p.name.replace('_', '-')}"
             text.append(f"| `{name}` | {kind} | {limits} | `{p.default}` | {p.description} |\n")

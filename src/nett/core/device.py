@@ -34,6 +34,17 @@ def check_memory(needed: int, device: Any, where: Path) -> None:
     """Refuse what would be killed at the end: less free memory than the plan needs (torch ``device`` cpu only)."""
     if device.type != "cpu":
         return
+    free = free_memory()
+    if needed > free:
+        raise Refused(
+            f"needs about {needed:,} bytes of memory, and {free:,} are free",
+            where=where,
+            hint="Fewer --samples, a smaller --length, or --disk, which keeps the text's hidden states in a file.",
+        )
+
+
+def free_memory() -> int:
+    """Bytes that this machine could give a process now."""
     import os
 
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -42,9 +53,4 @@ def check_memory(needed: int, device: Any, where: Path) -> None:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         pass
-    if needed > free:
-        raise Refused(
-            f"needs about {needed:,} bytes of memory, and {free:,} are free",
-            where=where,
-            hint="Fewer --samples, a smaller --length, or --disk, which keeps the text's hidden states in a file.",
-        )
+    return free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -70,3 +71,23 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     """The tokenizer that lies beside the weights."""
     folder = checkpoint.path
     return torch_model.tokenizer(folder if (folder / "tokenizer_config.json").is_file() else checkpoint)
+
+
+def named_files(given: str, option: str, *, free: Sequence[str] = ()) -> dict[str, Path | None]:
+    """``name=FILE,name=FILE`` (or FILE alone, called by its name); names of ``free`` need no file."""
+    found: dict[str, Path | None] = {}
+    for one in filter(None, (part.strip() for part in given.split(","))):
+        name, sign, path = one.rpartition("=")
+        if not sign and one in free:
+            name, file = one, None
+        else:
+            file = Path(path)
+            name = name or file.stem
+            if not file.is_file():
+                raise UsageError(
+                    f"there is no file {path!r}", where=f"--{option} {one}", hint=f"--{option} name=FILE,…"
+                )
+        if name in found:
+            raise UsageError(f"{name!r} is named twice", where=f"--{option}")
+        found[name] = file
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +16,7 @@ from nett.core.receipt import file_sha256
 
 _MOST = 32 << 20  # bytes of text that are read of a file; of a larger one, pieces from all over it
 _PIECE = 1 << 16
+_READ = 1 << 20  # characters of a text that are read and tokenised together
 _RUN = 24  # tokens in a row by which text is recognised
 
 
@@ -51,13 +52,62 @@ def read_windows(file: Path, tokenizer: Any, *, samples: int, length: int, vocab
 def read_tokens(file: Path, tokenizer: Any, vocabulary: int) -> Array:
     """All token ids of a text file; Refused where one is beyond the vocabulary."""
     ids = tokens_of(_text(file), tokenizer)
+    _check_ids(ids, file, vocabulary)
+    return ids
+
+
+def _check_ids(ids: Array, file: Path, vocabulary: int) -> None:
     if ids.size and int(ids.max()) >= vocabulary:
         raise Refused(
             f"the tokenizer gives the token {int(ids.max())}, but the model knows {vocabulary:,}",
             where=file,
             hint="Tokenizer and model do not belong together.",
         )
-    return ids
+
+
+def stream_windows(file: Path, tokenizer: Any, *, length: int, vocabulary: int, batch: int) -> Iterator[Array]:
+    """All windows of a text of any size from its beginning to its end, int64 ``[at most batch, length]`` at a time.
+
+    It is read and tokenised in pieces that end where a line does. Raises what :func:`read_windows` raises.
+    """
+    held, given = np.empty(0, np.int64), False
+    for text in _pieces(file):
+        ids = tokens_of(text, tokenizer)
+        _check_ids(ids, file, vocabulary)
+        held = np.concatenate([held, ids])
+        while held.size >= batch * length:
+            yield held[: batch * length].reshape(batch, length)
+            held, given = held[batch * length :], True
+    rest = held.size // length
+    if rest:
+        yield held[: rest * length].reshape(rest, length)
+    elif not given:
+        hint = f"Give more text, or a smaller --length (now {length})."
+        raise Refused(f"holds {held.size:,} tokens, which is not one window of {length}", where=file, hint=hint)
+
+
+def _pieces(file: Path) -> Iterator[str]:
+    """The text in pieces of about a megabyte; of a .jsonl file the texts of its lines."""
+    if not file.is_file():
+        raise UsageError("there is no such text file", where=file)
+    empty, number = True, 0
+    with file.open(encoding="utf-8", errors="replace") as handle:
+        while True:
+            if file.suffix == ".jsonl":
+                lines = handle.readlines(_READ)
+                more = bool(lines)
+                piece = "".join(f"{text}\n\n" for text in _texts("".join(lines), file, number))
+                number += len(lines)
+            else:
+                piece = handle.read(_READ)
+                piece += handle.readline(_READ)
+                more = bool(piece)
+            if not more:
+                break
+            empty = empty and not piece.strip()
+            yield piece
+    if empty:
+        raise Refused("holds no text", where=file)
 
 
 def tokens_of(text: str, tokenizer: Any) -> Array:
@@ -99,9 +149,9 @@ def _whole_lines(piece: bytes) -> bytes:
     return piece[first + 1 : last] if 0 <= first < last else b""
 
 
-def _texts(lines: str, file: Path) -> list[str]:
+def _texts(lines: str, file: Path, before: int = 0) -> list[str]:
     found = []
-    for number, line in enumerate(lines.splitlines(), start=1):
+    for number, line in enumerate(lines.splitlines(), start=before + 1):
         if line.strip():
             try:
                 found.append(str(json.loads(line)["text"]))

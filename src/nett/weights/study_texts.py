@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -13,29 +12,10 @@ import numpy as np
 from nett.core.dtypes import Array
 from nett.core.errors import Refused, UsageError
 from nett.core.receipt import file_sha256
+from nett.core.texts import named_files
 from nett.core.windows import Windows, check_apart, read_tokens, read_windows
 
 RANDOM, MIXED = "random", "mixed"
-
-
-def named_files(given: str, option: str, *, free: Sequence[str] = ()) -> dict[str, Path | None]:
-    """``name=FILE,name=FILE`` (or FILE alone, called by its name); names of ``free`` need no file."""
-    found: dict[str, Path | None] = {}
-    for one in filter(None, (part.strip() for part in given.split(","))):
-        name, sign, path = one.rpartition("=")
-        if not sign and one in free:
-            name, file = one, None
-        else:
-            file = Path(path)
-            name = name or file.stem
-            if not file.is_file():
-                raise UsageError(
-                    f"there is no file {path!r}", where=f"--{option} {one}", hint=f"--{option} name=FILE,…"
-                )
-        if name in found:
-            raise UsageError(f"{name!r} is named twice", where=f"--{option}")
-        found[name] = file
-    return found
 
 
 @final
