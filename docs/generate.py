@@ -25,6 +25,7 @@ from nett.core.edge import SCHEMA
 from nett.core.registry import ROOMS, Card
 from nett.core.results import renew_keys
 from nett.core.standing import standings
+from nett.experts.taxonomy import taxonomy_page
 from nett.merge.recipe_schema import recipe_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,10 @@ def method_page(card: Card, standing: str) -> str:
         text.append(f"Here: {card.sections['Guarantee']}\n\n")
     if "Cost" in card.sections:
         text.append(f"## Cost\n\n{card.sections['Cost']}\n\n")
+    if "Place" in card.sections:
+        text.append(
+            f"## Place\n\nIn the order of the survey P43 ([the room's page](README.md)): {card.sections['Place']}.\n\n"
+        )
     text.append(f"## Measured here\n\n{measured(card)}\n")
     text.append(f"## Paper\n\n{card.sections.get('Source', 'None: house-keeping of the room.')}\n")
     catalogue = {p.id: p for p in papers.catalogue()}
@@ -122,6 +127,8 @@ def index_page(cards: list[Card], standing: dict[str, str]) -> str:
     text = [NOTE + "# Methods\n"]
     for room in dict.fromkeys(c.room for c in cards):
         text.append(f"\n## {room}\n\n{introduction(room)}\n\n")
+        if room == "experts":
+            text.append("In the order of the survey P43: [experts](experts/README.md).\n\n")
         text.append("| method | papers | guarantee | standing | |\n|---|---|---|---|---|\n")
         for c in cards:
             if c.room == room:
@@ -161,6 +168,8 @@ def pages() -> dict[Path, str]:
     made = {
         ROOT / "docs/methods" / c.room / f"{c.name}.md": method_page(c, standing.get(c.key, "unproven")) for c in cards
     }
+    mixtures = [c for c in cards if c.room == "experts"]
+    made[ROOT / "docs/methods/experts/README.md"] = NOTE + taxonomy_page(mixtures, introduction("experts"), standing)
     made[ROOT / "docs/methods/README.md"] = index_page(cards, standing)
     made[ROOT / "docs/papers.md"] = papers_page()
     made[ROOT / "docs/edge.schema.json"] = json.dumps(SCHEMA, indent=2) + "\n"

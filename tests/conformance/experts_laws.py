@@ -16,6 +16,7 @@ import torch
 import nett
 from conformance import measure_laws, simulate_laws
 from nett.core import receipt as receipts
+from nett.core.cards import all_cards
 from nett.core.checkpoint import open_checkpoint
 from nett.core.registry import Card
 from nett.core.staging import Staging
@@ -31,6 +32,8 @@ Law = Callable[[Card, Path], None]
 def laws(card: Card) -> list[Law]:
     if card.name == "simulate":
         return list(simulate_laws.LAWS)
+    if card.name == "list":
+        return [lists_every_method_the_same_way]
     if card.command or card.kind == "measure":
         return [same_answer_twice, looking_changes_nothing]
     if card.kind != "reduce":
@@ -45,6 +48,13 @@ def laws(card: Card) -> list[Law]:
         if card.parameter("spread") is not None:
             found.append(layers_may_differ)
     return found
+
+
+def lists_every_method_the_same_way(card: Card, folder: Path) -> None:
+    """It takes no asset; two calls say the same, and whatever stands in the room is named."""
+    first, second = (card.load()([], **card.resolve({"taxonomy": True})) for _ in range(2))
+    assert first == second
+    assert {c.name for c in all_cards() if c.room == "experts" and not c.hidden} == set(first["methods"])
 
 
 # -- material ---------------------------------------------------------------------------------------------------

@@ -33,34 +33,24 @@ def option(parameter: Parameter, *, hidden: bool = False) -> click.Option:
     about = [parameter.description.rstrip(".")]
     if limits:
         about.append(limits)
-    words = parameter.many and parameter.type == "str"
     if parameter.many:
-        about.append("again for more, or a,b,c" if words else "one value, or a,b,c for each model")
+        about.append("one value, or a,b,c, or the option again for each")
     if parameter.grid:
         about.append("or auto")
-    if parameter.default not in (None, "") and parameter.type != "bool":
+    if parameter.default is not None and parameter.type != "bool":
         about.append(f"default {parameter.default}")
     text = "; ".join(a for a in about if a) + "."
     if parameter.type == "bool":
         names = [f"{flag}/--no-{flag[2:]}"] if parameter.default else [flag]
         return click.Option(names, default=None, is_flag=True, help=text, show_default=False, hidden=hidden)
     kind = {"path": "PATH", "float": "NUMBER", "int": "N", "choice": "WORD", "str": "TEXT"}[parameter.type]
-    if words:
-        return click.Option(
-            [flag],
-            required=parameter.required,
-            metavar=kind,
-            help=text,
-            hidden=hidden,
-            multiple=True,
-            callback=_all_words,
-        )
-    return click.Option([flag], required=parameter.required, metavar=kind, help=text, hidden=hidden)
+    many: dict[str, Any] = {"multiple": True, "callback": _joined} if parameter.many else {}
+    return click.Option([flag], required=parameter.required, metavar=kind, help=text, hidden=hidden, **many)
 
 
-def _all_words(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """What an option was given in all its places, as if it stood in one."""
-    return ",".join(given) if given else None
+def _joined(_ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """``--x a --x b`` is ``--x a,b``; None where it was not given."""
+    return ",".join(values) if values else None
 
 
 def _typed(parameter: Parameter, value: Any, where: str) -> Any:

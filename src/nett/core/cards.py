@@ -22,7 +22,7 @@ from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 8
+_VERSION = 9
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 
@@ -214,6 +214,7 @@ def doc_sections(doc: str) -> dict[str, str]:
                 "When to use",
                 "When not",
                 "Example",
+                "Place",
             )
         ):
             sections[title] = "\n".join(lines).strip()

@@ -30,6 +30,7 @@ def frequency(
     When to use: as the baseline that every other way of choosing must beat.
     When not: reap looks at what an expert adds, too, at little more cost.
     Cost: one pass of the text through the model.
+    Place: model level, compression, pruning
     Source: the usual baseline, for example of Lu et al. 2024, arXiv:2402.14800.
     """
     for kept in ranked(layers, counts, counts, keep=keep, spread=spread, unseen=unseen):

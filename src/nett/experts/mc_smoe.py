@@ -51,6 +51,7 @@ def mc_smoe(
         them than merging.
     Cost: one pass of the text; for each expert an assignment problem of its number of neurons, and a singular value
         decomposition of each merged matrix where rank is below 1. The parts are written multiplied out.
+    Place: model level, algorithm, expert merging; model level, compression, low rank
     Source: Li et al. 2023, "Merge, Then Compress" (P23), sections 3.1 to 3.3 and their code for the order of steps: dominant
         experts by use, groups by router logits, alignment by weight matching. Experts that no token chose count as if one
         had. In the paper the sparse part is chosen by trained importances with distillation; here by norms, without training.

@@ -46,6 +46,7 @@ def profile(
     Guarantee: measured on this text; 95 % intervals by leaving out twentieths of the windows.
     Cost: a forward pass of the text without its output layer, and some percent. Where the weights in float32 take more than
         half of the free memory they are read anew for every 65,536 tokens, a block at a time.
+    Place: system level, offloading, caching; system level, expert parallelism, load balance
     Source: P17 and its code (ljcleo/moe-lrc): segments begin at every token; filling a cache that was never full counts as
         hits. Beside SRP stands what uneven use alone would give, which the paper does not subtract. How evenly, together and
         alike: entropy, counts, and mean cosines of outputs.

@@ -28,6 +28,7 @@ def random(
     When to use: to know what a choice is worth: run it with several seeds.
     When not: to make a model smaller that is to be used.
     Cost: none but the copying.
+    Place: model level, compression, pruning
     Source: no paper: a baseline.
     """
     rng = np.random.default_rng(seed)

@@ -31,6 +31,7 @@ def reap(
     When to use: to halve a mixture in one pass of some text, without training.
     When not: where tasks differ much from the text: an expert that only they need looks idle.
     Cost: one pass of the text through the model, in which chosen experts are run twice.
+    Place: model level, compression, pruning
     Source: Lasby et al. 2025, "REAP the Experts", arXiv:2510.13999, equation of the saliency; g_j is the weight that the
         router gives, after it is made to sum to one where the model does so.
     """

@@ -20,7 +20,7 @@ def command(method: str, as_json: bool) -> None:
         return
     papers = f" ({', '.join(card.papers)})" if card.papers else ""
     click.echo(f"{card.key}: {card.title}{papers}\n\n{card.summary}\n")
-    for title in ("Formula", "Returns", "When to use", "When not", "Guarantee", "Cost", "Source"):
+    for title in ("Formula", "Returns", "When to use", "When not", "Guarantee", "Cost", "Place", "Source"):
         if title in card.sections:
             click.echo(f"{title}: {card.sections[title]}")
     click.echo(f"kind {card.kind}, grain {card.grain}, guarantee {card.guarantee}")
