@@ -32,7 +32,9 @@ def test_page_of_a_method_holds_what_a_reader_needs(card) -> None:  # type: igno
     parts = re.split(r"^## (.+)$", text, flags=re.M)
     headings, bodies = parts[1::2], [b.strip() for b in parts[2::2]]
     python = card.kind == "train"  # used from Python: a call and parameters in the place of options
-    sections = ["Use", "Parameters", *SECTIONS[1:]] if python else ["Use"] * ("Example" in card.sections) + SECTIONS
+    sections = ["Use", "Parameters", *SECTIONS[1:]] if python else ["Use"] * ("Example" in card.sections) + SECTIONS[:]
+    if "Place" in card.sections:
+        sections.insert(sections.index("Measured here"), "Place")
     assert headings == (["Formula"] if "Formula" in card.sections else []) + sections
     assert "Formula" in card.sections or card.kind != "reduce" or card.command
     assert all(bodies), dict(zip(headings, bodies, strict=True))

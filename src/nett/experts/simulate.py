@@ -42,6 +42,7 @@ def simulate(
     Guarantee: computed from the rates that the settings give; on the same requests and the same routing for all schemes. Stage by
         stage no scheme is slower than one that it contains.
     Cost: some millions of stages a minute; ten thousand requests of a thousand tokens take seconds a scheme.
+    Place: hardware level, processing in memory, simulation
     Source: P42, arXiv:2409.01141: sections IV and V (choice of a processor, expert and attention co-processing), VI (the device).
         Its times come from a cycle-accurate simulator, these from rooflines. Chunked prompts and latent attention are ours.
     """

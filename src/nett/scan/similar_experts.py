@@ -141,7 +141,7 @@ def _distances(some: Array, others: Array) -> Array:
     """Squared distances ``[n, m]``."""
     inner = some.astype(np.float64) @ others.T.astype(np.float64)
     norms = np.square(some, dtype=np.float64).sum(1)[:, None] + np.square(others, dtype=np.float64).sum(1)[None]
-    return np.maximum(norms - 2 * inner, 0.0)
+    return np.asarray(np.maximum(norms - 2 * inner, 0.0))
 
 
 def matched(first: Array, second: Array) -> Array:
