@@ -193,9 +193,14 @@ def test_tokens_go_to_different_experts(by: str) -> None:
         assert means == pytest.approx(likely, abs=0.02)
 
 
-def test_counts_of_a_file_are_those_of_its_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ['{"counts": [[5, 0, 0, 1], [0, 3, 3, 0]]}', "[[5, 0, 0, 1], [0, 3, 3, 0]]", '{"0": [5, 0, 0, 1], "1": [0, 3, 3, 0]}',
+     '{"layers": [{"name": "a", "counts": [5, 0, 0, 1]}, {"name": "b", "counts": [0, 3, 3, 0]}]}'],
+)  # fmt: skip
+def test_counts_of_a_file_are_those_of_its_layers(text: str, tmp_path: Path) -> None:
     """Each layer has its own shares, and only its own."""
-    (tmp_path / "c.json").write_text('{"counts": [[5, 0, 0, 1], [0, 3, 3, 0]]}')
+    (tmp_path / "c.json").write_text(text)
     of = setup({**SMALL, "experts": 4, "top_k": 1}, routing={"by": "file", "counts": "c.json"})
     shares = popularity(of.settings.routing, of.model, tmp_path)
     assert shares == pytest.approx(np.array([[5 / 6, 0, 0, 1 / 6], [0, 0.5, 0.5, 0]]))

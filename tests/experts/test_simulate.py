@@ -39,11 +39,11 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
     [
-        ("989 TFLOP/s", "compute", 989e12), ("8 FLOP/B", "compute", 8.0), ("3.35TB/s", "bandwidth", 3.35e12),
+        ("989 TFLOP/s", "rate of operations", 989e12), ("8 FLOP/B", "rate of operations", 8.0), ("3.35TB/s", "bandwidth", 3.35e12),
         ("2 GiB/s", "bandwidth", 2 * 2.0**30), ("4x", "bandwidth of PIM", 4.0), ("80 GiB", "memory", 80 * 2.0**30),
         ("80 GB", "memory", 80e9), ("1_000 MB", "memory", 1e9), ("3.5 pJ/bit", "energy of a byte", 28e-12),
         ("28 pJ/B", "energy of a byte", 28e-12), ("0.2 pJ/FLOP", "energy of an operation", 0.2e-12),
-        ("0.8 us", "time", 0.8e-6), ("8/s", "rate", 8.0), ("1e2 W", "power", 100.0),
+        ("0.8 us", "time", 0.8e-6), ("8/s", "rate of requests", 8.0), ("1e2 W", "power", 100.0),
     ],
 )  # fmt: skip
 def test_quantities(text: str, kind: str, value: float) -> None:
@@ -53,7 +53,7 @@ def test_quantities(text: str, kind: str, value: float) -> None:
 @pytest.mark.parametrize("text", ["989", 989, "TFLOP/s", "989 TB/s", "-1 TFLOP/s", "0 TFLOP/s", "inf TFLOP/s", "4x", True, None, [1], "1e999 FLOP/s", "5 KiFLOP/s"])  # fmt: skip
 def test_what_is_no_quantity_says_what_is(text: Any) -> None:
     with pytest.raises(ValueError, match="989 TFLOP/s"):
-        quantity(text, "compute")
+        quantity(text, "rate of operations")
 
 
 WRONG = {
@@ -61,7 +61,7 @@ WRONG = {
     "an unknown key of the model": ("hidden: 256", "hiden: 256", 1, ["'model.hiden'", "Did you mean 'hidden'?"]),
     "an unknown key at the top": ("serving:", "servng:", 7, ["Did you mean 'serving'?"]),
     "no unit": ("989 TFLOP/s", "989", 4, ["hardware.xpu.flops = 989 has no unit", "989 TFLOP/s"]),
-    "the unit of something else": ("989 TFLOP/s", "989 GB/s", 4, ["'GB/s', which is no compute"]),
+    "the unit of something else": ("989 TFLOP/s", "989 GB/s", 4, ["'GB/s', which is no rate of operations"]),
     "a negative quantity": ("4x", "-4x", 5, ["hardware.pim.bandwidth = '-4x'", "negative"]),
     "nothing relative to itself": ("flops: 989 TFLOP/s", "bandwidth: 4x", 4, ["'x', which is no bandwidth"]),
     "a count below one": ("count: 30", "count: 0", 6, ["requests.count = 0", "greater than or equal to 1"]),

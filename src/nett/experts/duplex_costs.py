@@ -61,8 +61,6 @@ class Layers:
         if not model.moe_layers:
             return
         shares = popularity(routing, model, setup.folder)
-        if len(shares) > 1 and len(shares) != model.moe_layers:
-            raise AssertionError("one row, or one for each layer")
         self.counts = draws(shares, model.top_k, self.tokens, routing.seed)
         self.chosen = realised(len(shares), len(self.counts), model.moe_layers, TIMES, routing.seed)
 
@@ -116,17 +114,17 @@ class Costs:
 
     def attend(self, stage: Stage) -> Array:
         """Of decoding requests and prompts; one after the other, or at the same time where that is faster."""
-        a, d, n = self.attention, self.devices, self.nodes
+        a, n = self.attention, self.nodes
         decoded = a.context_flops * stage.contexts, a.context_bytes * stage.contexts + a.request_bytes * stage.decoding
         read = a.pair_flops * stage.pairs, a.key_bytes * stage.keys + a.token_bytes * stage.tokens
         share = self._share(stage.prompts)
-        decode = self._attention(*decoded, 1 / n, d)
-        prompt = self._attention(*read, share, d)
+        decode = self._attention(*decoded, 1 / n)
+        prompt = self._attention(*read, share)
         found = decode + prompt
         if self.scheme not in ("attention", "duplex") or "attention" not in self.device.layers:
             return found
-        near = self._forced(*decoded, 1 / n, d, on_pim=True)
-        far = self._forced(*read, share, d, on_pim=False)
+        near = self._attention(*decoded, 1 / n, on_pim=True)
+        far = self._attention(*read, share, on_pim=False)
         both = near + far
         both[..., 0] = np.maximum(near[..., 0], far[..., 0])
         return np.where((both[..., :1] < found[..., :1]), both, found)
@@ -135,16 +133,12 @@ class Costs:
         """Of a stage's prompts, those of the node that has most."""
         return np.ceil(np.asarray(prompts) / self.nodes) / np.maximum(prompts, 1)
 
-    def _attention(self, flops: Array, moved: Array, share: Array, devices: int) -> Array:
+    def _attention(self, flops: Array, moved: Array, share: Array, *, on_pim: bool | None = None) -> Array:
+        """``share``: of all nodes' work, that of the node that has most. ``on_pim``: by whom; None for who is faster."""
         xpu = self.device.xpu.seconds(flops * share, moved * share)
         pim = self.device.pim.seconds(flops * share, moved * share)
-        on_pim = self.device.on_pim(self.scheme, "attention", xpu, pim)
-        return _together(on_pim, xpu, pim, flops * devices, moved * devices)
-
-    def _forced(self, flops: Array, moved: Array, share: Array, devices: int, *, on_pim: bool) -> Array:
-        xpu = self.device.xpu.seconds(flops * share, moved * share)
-        pim = self.device.pim.seconds(flops * share, moved * share)
-        return _together(np.full(np.shape(xpu), on_pim), xpu, pim, flops * devices, moved * devices)
+        chosen = self.device.on_pim(self.scheme, "attention", xpu, pim) if on_pim is None else on_pim
+        return _together(np.broadcast_to(chosen, np.shape(xpu)), xpu, pim, flops * self.devices, moved * self.devices)
 
     # experts
 

@@ -28,7 +28,8 @@ def popularity(routing: Routing, model: Dimensions, folder: Path) -> Array:
 
 
 def read_counts(file: Path, model: Dimensions) -> Array:
-    """Counts ``[moe_layers, experts]`` from JSON: a list for each layer, alone, under ``counts`` or ``layers``, or by name."""
+    """Counts ``[moe_layers, experts]`` from JSON: a list (or a record with ``counts``) for each layer, alone, under ``counts`` or
+    ``layers``, or by name."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -37,10 +38,11 @@ def read_counts(file: Path, model: Dimensions) -> Array:
         raise UsageError(f"is no JSON: {error}", where=file) from error
     if isinstance(found, dict):
         found = next((found[k] for k in ("counts", "layers") if k in found), found)
-    rows = list(found.values()) if isinstance(found, dict) else found
+    rows: Any = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(rows, list) or len(rows) != model.moe_layers:
         held = f"{len(rows)} layers" if isinstance(rows, list) else f"a {type(rows).__name__}"
         raise UsageError(f"holds {held}; the model has {model.moe_layers} layers with experts", where=file)
+    rows = [row["counts"] if isinstance(row, dict) and "counts" in row else row for row in rows]
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != model.experts:
             held = f"{len(row)} counts" if isinstance(row, list) else f"a {type(row).__name__}"
@@ -72,6 +74,7 @@ def draws(shares: Array, top_k: int, tokens: Array, seed: int) -> Array:
         logs = np.log(shares)
     found = np.empty((len(rows), len(tokens), shares.shape[1]), np.int64)
     length = int(min(CYCLE, tokens.max(initial=1)))
+    rows = [row["counts"] if isinstance(row, dict) and "counts" in row else row for row in rows]
     for i, row in enumerate(rows):
         keys = logs[row] + rng.gumbel(size=(length, shares.shape[1]))
         taken = np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k]

@@ -40,14 +40,14 @@ def _of(kind: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-Compute = Annotated[Quantity, _of("compute")]
+Compute = Annotated[Quantity, _of("rate of operations")]
 Bandwidth = Annotated[Quantity, _of("bandwidth")]
 PimBandwidth = Annotated[Quantity, _of("bandwidth of PIM")]
 Memory = Annotated[Quantity, _of("memory")]
 OperationEnergy = Annotated[Quantity, _of("energy of an operation")]
 ByteEnergy = Annotated[Quantity, _of("energy of a byte")]
 Seconds = Annotated[Quantity, _of("time")]
-Rate = Annotated[Quantity, _of("rate")]
+Rate = Annotated[Quantity, _of("rate of requests")]
 Power = Annotated[Quantity, _of("power")]
 
 

@@ -11,25 +11,25 @@ _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _NUMBER = re.compile(r"\s*([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*$")
 # kind -> the units that it may have, each with its size in the first
 KINDS: dict[str, dict[str, float]] = {
-    "compute": {"FLOP/s": 1.0, "FLOPS": 1.0, "FLOP/B": 1.0},
+    "rate of operations": {"FLOP/s": 1.0, "FLOPS": 1.0, "FLOP/B": 1.0},
     "bandwidth": {"B/s": 1.0},
     "bandwidth of PIM": {"B/s": 1.0, "x": 1.0},
     "memory": {"B": 1.0},
     "energy of an operation": {"J/FLOP": 1.0},
     "energy of a byte": {"J/B": 1.0, "J/bit": 8.0},
     "time": {"s": 1.0},
-    "rate": {"/s": 1.0, "1/s": 1.0, "Hz": 1.0},
+    "rate of requests": {"/s": 1.0, "1/s": 1.0, "Hz": 1.0},
     "power": {"W": 1.0},
 }
 EXAMPLES = {
-    "compute": "989 TFLOP/s, or 8 FLOP/B for so many operations a byte of its bandwidth",
+    "rate of operations": "989 TFLOP/s, or 8 FLOP/B for so many operations a byte of its bandwidth",
     "bandwidth": "3.35 TB/s",
     "bandwidth of PIM": "13.4 TB/s, or 4x for so many times the xPU's",
     "memory": "80 GiB",
     "energy of an operation": "0.23 pJ/FLOP",
     "energy of a byte": "28 pJ/B or 3.5 pJ/bit",
     "time": "0.8 us",
-    "rate": "8/s",
+    "rate of requests": "8/s",
     "power": "100 W",
 }
 RELATIVE = ("x", "FLOP/B")
