@@ -42,7 +42,7 @@ def read_counts(file: Path, model: Dimensions) -> Array:
     if not isinstance(rows, list) or len(rows) != model.moe_layers:
         held = f"{len(rows)} layers" if isinstance(rows, list) else f"a {type(rows).__name__}"
         raise UsageError(f"holds {held}; the model has {model.moe_layers} layers with experts", where=file)
-    rows = [row["counts"] if isinstance(row, dict) and "counts" in row else row for row in rows]
+    rows = [_counts_of(row) for row in rows]
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != model.experts:
             held = f"{len(row)} counts" if isinstance(row, list) else f"a {type(row).__name__}"
@@ -53,6 +53,10 @@ def read_counts(file: Path, model: Dimensions) -> Array:
                 f"layer {i}: counts are 0 or more, and above 0 for {model.top_k} experts at least", where=file
             )
     return np.array(rows, np.float64)
+
+
+def _counts_of(row: Any) -> Any:
+    return row["counts"] if isinstance(row, dict) and "counts" in row else row
 
 
 def grid(most: int) -> Array:
@@ -74,7 +78,7 @@ def draws(shares: Array, top_k: int, tokens: Array, seed: int) -> Array:
         logs = np.log(shares)
     found = np.empty((len(rows), len(tokens), shares.shape[1]), np.int64)
     length = int(min(CYCLE, tokens.max(initial=1)))
-    rows = [row["counts"] if isinstance(row, dict) and "counts" in row else row for row in rows]
+    rows = [_counts_of(row) for row in rows]
     for i, row in enumerate(rows):
         keys = logs[row] + rng.gumbel(size=(length, shares.shape[1]))
         taken = np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k]
