@@ -5,6 +5,8 @@ An expert y = down (act(gate x) * up x) is the same with its neurons in any orde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from nett.core.assignment import assigned
@@ -24,6 +26,15 @@ def products(experts: Experts, first: int, second: int) -> Tensor:
 def order_like(experts: Experts, leader: int, other: int) -> Array:
     """int64 [I]: the neurons of ``other`` in the order of ``leader``'s, so that the sum of products is largest."""
     return np.asarray(assigned(products(experts, leader, other).cpu().numpy()), np.int64)
+
+
+def aligned(experts: Experts, leaders: Sequence[int], groups: Sequence[int]) -> Experts:
+    """All of them, each with its neurons in the order of the one that leads its group."""
+    orders = np.tile(np.arange(experts.width), (len(experts), 1))
+    for e, g in enumerate(groups):
+        if e != leaders[g]:
+            orders[e] = order_like(experts, leaders[g], e)
+    return experts.neurons(orders)
 
 
 def alikeness(experts: Experts, leader: int, other: int) -> float:

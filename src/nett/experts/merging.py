@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nett.core.dtypes import Array
-from nett.experts.aligning import alikeness, order_like
+from nett.experts.aligning import aligned, alikeness
 from nett.experts.grouping import joined_to
 from nett.experts.protocol import Experts, Layer, Merged, Tensor
 from nett.experts.splitting import split
@@ -29,12 +29,8 @@ def merged(
     experts = layer.read()
     if groups is None:
         groups = joined_to(leaders, near_in_weights(experts, leaders))
-    orders = np.tile(np.arange(experts.width), (len(experts), 1))
     if align:
-        for e, g in enumerate(groups):
-            if e != leaders[g]:
-                orders[e] = order_like(experts, leaders[g], e)
-        experts = experts.neurons(orders)
+        experts = aligned(experts, leaders, groups)
     made = experts.mean(shares(leaders, groups, counts, by))
     alone = [g for g in range(len(leaders)) if list(groups).count(g) == 1]
     for g in alone:  # not touched, so not rounded either
