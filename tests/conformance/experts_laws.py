@@ -41,6 +41,8 @@ def laws(card: Card) -> list[Law]:
     found: list[Law] = [same_run_same_bytes, loads_as_it_was_judged]
     if card.identity is not None:
         found.append(identity)
+    if "shelf" in card.operands:
+        found.append(killed_in_training_and_resumed_to_the_same_bytes)
     if card.operands[0] == LAYERS:
         found += [one_layer_at_a_time, killed_and_resumed_to_the_same_bytes]
         if card.parameter("seed") is None:
@@ -216,6 +218,38 @@ def killed_and_resumed_to_the_same_bytes(card: Card, folder: Path) -> None:
         def record(self: Staging, stop: int | None = stop, **entry: Any) -> None:
             recorded(self, **entry)
             if entry.get("layer") == stop and (stop is not None or "statistics" in entry):
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Staging, "record", record)
+            with pytest.raises(KeyboardInterrupt):
+                ran(card, folder, out)
+        assert not out.exists()
+        ran(card, folder, out)
+        assert weights(out) == weights(folder / "whole")
+
+
+def killed_in_training_and_resumed_to_the_same_bytes(card: Card, folder: Path) -> None:
+    """After each state that it lays down."""
+    ran(card, folder, folder / "whole")
+    recorded = Staging.record
+    stops = []
+
+    def counted(self: Staging, **entry: Any) -> None:
+        recorded(self, **entry)
+        stops.append("shelf" in entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Staging, "record", counted)
+        ran(card, folder, folder / "again")
+    assert sum(stops) >= 3
+    for stop in range(sum(stops)):
+        out, seen = folder / f"out{stop}", []
+
+        def record(self: Staging, stop: int = stop, seen: list[Any] = seen, **entry: Any) -> None:
+            recorded(self, **entry)
+            seen += [entry] if "shelf" in entry else []
+            if len(seen) > stop:
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:

@@ -65,7 +65,9 @@ def test_a_layer_by_the_formula() -> None:
             Held(experts), [0, 3], [0, 0, 1, 1], counts, by="frequency", rank=rank, align=False, inertia=0.0
         )
         for new, old in zip(
-            (made.experts.gate, made.experts.up, made.experts.down), (experts.gate, experts.up, experts.down), strict=True
+            (made.experts.gate, made.experts.up, made.experts.down),
+            (experts.gate, experts.up, experts.down),
+            strict=True,
         ):
             held = old.double().numpy()
             out, columns = held.shape[1:]

@@ -19,6 +19,7 @@ from nett.core.outcome import finish, put_files
 from nett.core.parts import FOLDER, joined, write_part
 from nett.core.ragged import MARK
 from nett.core.registry import Card
+from nett.core.shelf import StagedShelf
 from nett.core.sidefiles import changed_files
 from nett.core.staging import check_target, file_state, staged, work_key
 from nett.core.texts import read_text
@@ -108,8 +109,11 @@ def run_whole(
         if needed:
             assert text.calibration is not None
             operands.append(torch.from_numpy(text.calibration.ids).to(skeleton.device))
+        shelf = StagedShelf(staging)
+        if "shelf" in card.operands:
+            operands.append(shelf)
         shrunk: Shrunk = card.kernel()(*operands, **parameters)
-        (staging.path / FOLDER).mkdir(exist_ok=True)
+        shelf.clear()
         part = staging.path / FOLDER / "model.safetensors"
         write_part(part, _tensors(shrunk.model, skeleton, dtype))
         outputs = joined([part], staging, byte_size(shard_size))

@@ -48,7 +48,7 @@ def means(points: Array, labels: Array, count: int) -> Array:
 
 
 def _squares(a: Array, b: Array) -> Array:
-    return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T, 0.0)
+    return np.asarray(np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T, 0.0))
 
 
 def _filled(gaps: Array, count: int) -> Array:

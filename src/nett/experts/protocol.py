@@ -16,7 +16,8 @@ How many experts stay is the method's own business; by the ``keep`` that most ha
 and ranks. What becomes of the router is not: the engine's ``router`` says it (:mod:`nett.experts.outcome`).
 
 A method whose first operand is ``model`` sees the whole model as a module of transformers in float32, and ``windows`` of
-tokens where it asks for them, and returns a :class:`nett.core.whole_model.Shrunk`. One of kind *measure* takes the user's paths itself.
+tokens and then a ``shelf`` for its state (:mod:`nett.core.shelf`) where it asks for them, and returns a
+:class:`nett.core.whole_model.Shrunk`. One of kind *measure* takes the user's paths itself.
 
 Laws: the same call gives the same bytes; with the card's ``identity`` parameters every bit of the model comes back; what is
 written loads in transformers as it was judged (or, where its layers differ, with ``nett.load``, and stock loaders refuse

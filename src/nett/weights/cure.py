@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nett.core.token_batches import batches, next_token_loss, rate, sound
 from nett.weights import lora
 from nett.weights.stack import Stack
-from nett.weights.token_batches import batches, next_token_loss, rate, sound
 
 Tail = Literal["hidden", "logits"]
 SCALING = 2.0  # of the low-rank updates: alpha over rank

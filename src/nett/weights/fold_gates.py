@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nett.core.dtypes import Array
+from nett.core.token_batches import batches, next_token_loss, sound
 from nett.weights.stack import Stack, between
-from nett.weights.token_batches import batches, next_token_loss, sound
 
 RISE = 0.8  # part of the steps over which polarisation rises to its full weight
 COUNT = 10.0  # weight of the squared distance between the mean gate and the share of blocks that stay

@@ -13,6 +13,7 @@ from torch import Tensor
 from nett.core.cubic import changes, cubic
 from nett.core.dtypes import Array
 from nett.core.errors import NettError, Refused, UsageError
+from nett.core.token_batches import batches, checked, next_token_loss, rate, sound
 from nett.weights import lora
 from nett.weights.lora import Updated
 from nett.weights.lora_importance import By, Importance, least
@@ -20,7 +21,6 @@ from nett.weights.narrow import narrow_in_place, narrowed, prove_removable
 from nett.weights.protocol import Shrunk
 from nett.weights.stack import stack_of
 from nett.weights.structures import Kind, Parts, Structure, input_masks, matrices, structures_of
-from nett.weights.token_batches import batches, checked, next_token_loss, rate, sound
 from nett.weights.width_plan import equal_counts, global_counts
 
 SCALING = 2.0  # alpha over rank
