@@ -12,12 +12,12 @@ import torch
 
 import nett
 from nett.core.errors import NettError, Refused, UsageError
+from nett.core.token_batches import batches, next_token_loss
 from nett.weights.block_scores import block_norms, influence
 from nett.weights.cure import tail_loss
 from nett.weights.fold_gates import Gates, penalty, trained_gates
 from nett.weights.fold_sharing import bytes_held, share
 from nett.weights.stack import between, cut, remade, stack_of
-from nett.core.token_batches import batches, next_token_loss
 from support.language_models import FAMILIES, language_model, loaded_again, logits, token_windows
 
 QUICK = {"gate_steps": 3, "cure_steps": 3, "batch": 4}

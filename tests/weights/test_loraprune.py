@@ -12,11 +12,11 @@ import torch
 import nett
 from nett.core.errors import Refused, UsageError
 from nett.core.symmetry import Group, Place
+from nett.core.token_batches import next_token_loss
 from nett.weights import lora
 from nett.weights.lora_importance import Importance, gradient_by_lora, least, sensitivity
 from nett.weights.narrow import masked, narrow_in_place, narrowed, prove_removable
 from nett.weights.structures import Structure, structures_of
-from nett.core.token_batches import next_token_loss
 from nett.weights.width_plan import equal_counts, global_counts
 from support.language_models import FAMILIES, VOCAB, language_model, loaded_again, logits, token_windows
 
