@@ -41,7 +41,7 @@ CLAIM = (
     "experts at the same size and the same distillation."
 )
 METHODS = ["experts/slimmoe"]
-SHARE, STEPS, BATCH = 0.25, 240, 12
+SHARE, STEPS, BATCH = 0.25, 100, 12
 RATES = (1e-3, 3e-3)
 WHOLE, SLIM, ONCE, DROPPED, SCRATCH, CHANCE = (
     "whole mixture",
