@@ -33,7 +33,8 @@ from nett.core.claims import Check, Figure, Result
 from nett.core.shelf import NoShelf
 from nett.core.standing import Point
 from nett.core.token_batches import batches, rate
-from nett.experts import neurons, slimmoe
+from nett.experts import neurons
+from nett.experts.slimmoe import slimmoe
 
 PAPER = "P60"
 CLAIM = (
