@@ -60,6 +60,7 @@ def slimmoe(
         distillation. Ours: sums of single weights, cuts of equal ratio, stages of equal length, AdamW as set here. Attention heads,
         which the paper's smallest model loses too, stay. Before the first cut, model and teacher are one, so a full KL would have
         no gradient; the loss on the top logits has that of the probability which they leave out.
+    Place: model level, compression, pruning; model level, compression, distillation
     """
     from nett.experts.slimming import Settings, slimmed
 

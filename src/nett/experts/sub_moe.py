@@ -56,6 +56,7 @@ def sub_moe(
         they would take (numbers_of_whole).
     Source: Sub-MoE (P37), adaptive expert clustering and subspace expert merging; the greedy budget of neighbouring layers as
         REAP's reimplementation orders it. Experts that no token chose count as if one had.
+    Place: model level, algorithm, expert merging; model level, compression, low rank
     """
     from nett.experts.subspaces import groups_of, likeness, merged_in_subspace, numbers_of
 
