@@ -15,7 +15,7 @@ from nett.cache.budget import Budget
 from nett.cache.policy import ledger
 from nett.core.errors import Refused, UsageError
 
-SELECTING = ("full", "window", "random", "knorm", "h2o", "snapkv", "kvmerger", "ems")
+SELECTING = ("full", "window", "random", "knorm", "h2o", "snapkv", "expected_attention", "kvmerger", "ems")
 
 
 def policy(name: str, **more: Any) -> Any:
@@ -200,6 +200,25 @@ def test_codes(llama: Any, ids: torch.Tensor, bits: int) -> None:
     far = float((found - exact)[:, 60:].abs().mean() / exact.abs().mean())
     assert far < {2: 0.9, 3: 0.5, 4: 0.25, 8: 0.02}[bits]
     assert told["share"] < {2: 0.42, 3: 0.45, 4: 0.48, 8: 0.6}[bits]  # scales of float32 for groups of 16 and 8
+
+
+def test_transformers_own(llama: Any, ids: torch.Tensor) -> None:
+    """Bit for bit what its own cache says, and every tensor of it counted."""
+    own = transformers.QuantizedCache("fp8", llama.config)
+    expected = steps(llama, own, ids, [60, *[1] * 30])
+    one = policy("fp8")
+    with one.on(llama):
+        cache = one.cache(llama)
+        assert torch.equal(steps(llama, cache, ids, [60, *[1] * 30]), expected)
+        assert llama.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 99)
+    told = ledger(cache)
+    assert told["bytes"] == 3 * 2 * (2 * 2 * 90 * 8 + 4)  # layers, keys and values: codes of a byte, a scale of four
+    assert told["full_bytes"] == 3 * 2 * 2 * 2 * 90 * 8 * 4 and told["slots"] == [90] * 3
+    exact = steps(llama, transformers.DynamicCache(config=llama.config), ids, [60, *[1] * 30])
+    far = float((expected - exact)[:, 60:].abs().mean() / exact.abs().mean())
+    assert 0 < far < 0.3
+    with pytest.raises(UsageError, match="its bits decide"):
+        policy("fp8", budget=0.5)
 
 
 def test_generation(llama: Any, ids: torch.Tensor) -> None:

@@ -27,6 +27,8 @@ def laws(card: Card) -> list[Law]:
         return [same_answer_twice, looking_changes_nothing]
     if card.kind == "make":
         return [*(craft_laws if "store" in card.operands else search_laws).LAWS]
+    if card.operands == ("config",):
+        return [same_bits_on_a_model, on_a_model_within_its_budget]
     found: list[Law] = [same_call_same_bits, inputs_untouched, heads_are_treated_alike, on_a_model_within_its_budget]
     if "keep" in card.operands:
         found += [no_more_slots_than_asked, all_slots_are_the_full_cache]
@@ -70,6 +72,8 @@ def operands(card: Card, keep: int = 12) -> list[Any]:
         "reach": torch.arange(SLOTS, 0, -1).float().expand(HEADS, -1).clone(),
         "recent": recent / recent.sum(-1, keepdim=True),
         "queries": torch.randn(HEADS, 2, 32, WIDTH, generator=g),
+        "expected": torch.randn(HEADS, 2, WIDTH, generator=g),
+        "covariance": torch.eye(WIDTH).expand(HEADS, 2, -1, -1) * 0.1,
         "keep": keep,
     }
     if "keep" not in card.operands:  # a chunk of whole groups
@@ -157,6 +161,12 @@ def all_slots_are_the_full_cache(card: Card, folder: Path) -> None:
     policy = getattr(nett.cache, card.name)(budget=1.0)
     with policy.on(model()):
         assert torch.equal(said(policy.cache(model())), expected)
+
+
+def same_bits_on_a_model(card: Card, folder: Path) -> None:
+    policy = getattr(nett.cache, card.name)()
+    with policy.on(model()):
+        assert torch.equal(said(policy.cache(model())), said(policy.cache(model())))
 
 
 def on_a_model_within_its_budget(card: Card, folder: Path) -> None:

@@ -86,7 +86,7 @@ def _tried(policies: str, budgets: str, bits: str) -> list[tuple[str, Policy]]:
 
 def _is_policy(card: Card) -> bool:
     return bool(card.operands) and card.operands[0] in (
-        "keys", "values", "mass", "reach", "recent", "queries", "sizes", "hidden",
+        "keys", "values", "mass", "reach", "recent", "queries", "sizes", "hidden", "config",
     )  # fmt: skip
 
 

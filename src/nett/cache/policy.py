@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from nett.cache.attention import register
 from nett.cache.budget import Budget
+from nett.cache.foreign import counted
 from nett.cache.hidden import Tokens, hidden_layer_class
 from nett.cache.layer import layer_class
 from nett.cache.protocol import STATISTICS
@@ -45,9 +46,11 @@ class Policy:
         self.budget, self.every, self.when = Budget.of(budget), every, when
         self.kernel, self.operands = card.kernel(), card.operands
         self.watches = tuple(o for o in card.operands if o in STATISTICS)
+        self.expects = bool({"expected", "covariance"} & set(card.operands))
         self.looks_back = bool({"recent", "queries"} & set(self.watches))
         module = importlib.import_module(card.module)
         self.window = int(getattr(module, "RECENT", 0)) or 1
+        self.theirs = card.operands == ("config",)  # a cache of transformers' own
         self.codes = "keep" not in card.operands
         if self.codes and self.budget != Budget(1.0, "share"):
             raise UsageError(
@@ -56,6 +59,7 @@ class Policy:
                 hint="Give bits, and no budget.",
             )
         self.remakes = "hidden" in card.operands  # holds what keys and values are made of
+        self.told = self.remakes or self.expects  # what comes to attention modules
         self.bases: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of attention modules
         self.counts_sizes = "sizes" in card.operands and bool(parameters.get("size_bias", True))
 
@@ -66,6 +70,10 @@ class Policy:
         config = model.config.get_text_config()
         check_model(model, self.card.key)
         count = int(config.num_hidden_layers)
+        if self.theirs:
+            theirs = counted(self.kernel(model.config, **self.parameters))
+            theirs.nett_policy = self
+            return theirs
         if self.remakes:
             tokens = Tokens()
             layers = [hidden_layer_class()(self, count, i, tokens) for i in range(count)]
@@ -79,7 +87,7 @@ class Policy:
     def on(self, model: Any) -> Iterator[Any]:
         """``model.generate(…)`` and ``model(…)`` use caches of this policy meanwhile, unless they are given one."""
         check_model(model, self.card.key)
-        if self.remakes:
+        if self.told:
             check_hidden(model, self.card.key)
             self.bases.clear()
         config = model.config.get_text_config()
@@ -101,7 +109,7 @@ class Policy:
         model.generate = generating
         config._attn_implementation = register()
         try:
-            with watching(model) if self.remakes else nullcontext():
+            with watching(model) if self.told else nullcontext():
                 yield model
         finally:
             config._attn_implementation = before
@@ -118,7 +126,7 @@ class Policy:
         rows, heads = layer.keys.shape[:2]
         wide = (layer.keys.shape[-1] + layer.values.shape[-1]) * layer.keys.element_size()
         carried = ("mass" in self.watches) + ("reach" in self.watches) + self.looks_back + self.counts_sizes
-        asked = 0 if layer.queries is None else layer.queries.numel() * layer.queries.element_size()
+        asked = sum(t.numel() * t.element_size() for t in (layer.queries, *(layer.asked or ())) if t is not None)
         return self.budget.slots(seen, rows * heads * (wide + 4 * carried) * layer.layers, asked * layer.layers)
 
     def target(self, layer: Any, seen: int) -> int:

@@ -7,7 +7,9 @@ A policy is a pure kernel on the torch tensors of one layer; its operands say wh
 tokens a slot stands for; ``mass`` ``[h, n]``: attention that it got from all queries so far, the mean over the query
 heads of its group; ``reach`` ``[h, n]``: how many queries could see it; ``recent`` ``[h, w, n]``: attention of the last
 ``w`` queries, by the module's literal ``RECENT = w``; ``queries`` ``[h, g, w, d]``: those queries themselves, ``g`` to a
-key head. ``keep``: how many slots may stay.
+key head. ``expected`` ``[h, g, d]``, ``covariance`` ``[h, g, d, d]``: of queries as they will be at the next positions, by
+those so far (the method's parameters ``ahead``: how many positions, ``sinks``: first queries that do not count). ``keep``:
+how many slots may stay.
 
 Or it sees, in place of keys and values, what they are made of: ``hidden`` ``[r, n, d]``: what the projections of ``r``
 rows were given; ``key_basis``, ``value_basis`` ``[d, k]``: orthonormal, of all directions that keys and values depend on,
@@ -17,6 +19,8 @@ a :class:`Hidden`.
 
 What other kernels return is a :class:`Kept`, a :class:`Merged`, or, without ``keep``, a :class:`Coded`: then the layer holds
 codes in place of numbers, chunk by chunk of ``BLOCK`` tokens (a literal of the module), never coded again.
+
+Or it sees nothing but a model's ``config``, and returns a cache of transformers' own, which is then counted by what it holds.
 
 Laws: the same call gives the same bits; inputs are not written to; all heads are treated alike (their order does not
 matter); at a budget of all tokens the model's answer is that of the full cache, bit for bit; no more slots than

@@ -30,10 +30,11 @@ class Recording:
         """A cache of ``policy`` as it would be after this prompt."""
         made = policy.cache(model)
         for layer, (coming, keys, values, query, mask, scaling) in zip(made.layers, self.layers, strict=True):
-            if policy.remakes:
+            if policy.told:
                 layer.comes(coming)
             layer.update(keys, values)
-            layer.attended(query, mask, scaling)
+            if not policy.theirs:
+                layer.attended(query, mask, scaling)
         return made
 
 

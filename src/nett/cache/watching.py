@@ -20,13 +20,15 @@ else:
 @dataclass(frozen=True)
 class Coming:
     """hidden ``[b, q, d]``: what attention is given; stream ``[b, q, d]`` and norm: what the norm before it was given, and
-    that norm; positions int ``[1 or b, q]``, None where the model rotates nothing."""
+    that norm; positions int ``[1 or b, q]``, None where the model rotates nothing; rotation: their cosines and sines, where
+    attention is given them."""
 
     hidden: Tensor
     stream: Tensor | None
     norm: Any
     positions: Tensor | None
     way: Way
+    rotation: tuple[Tensor, Tensor] | None = None
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def watching(model: Any) -> Iterator[None]:
         norm, stream, answer = noted.pop("norm", (None, None, None))
         if answer is not hidden:
             norm = stream = None
-        tell(Coming(hidden, stream, norm, noted.get("positions"), way))
+        tell(Coming(hidden, stream, norm, noted.get("positions"), way, named.get("position_embeddings")))
 
     handles = [m.register_forward_hook(norms) for m in model.modules() if "norm" in type(m).__name__.lower()]
     handles += [m.register_forward_pre_hook(attends, with_kwargs=True) for m in attention_modules(model)]

@@ -1,0 +1,168 @@
+"""How a layer under a policy is made smaller: what its kernel is shown, and what it answers put in place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from nett.cache.protocol import Coded, Kept, Merged
+
+if TYPE_CHECKING:
+    from nett.cache.policy import Policy
+
+CARRIED = ("mass", "reach", "sizes", "at")  # one number a slot, which moves with it
+
+
+class Shrinking(ABC):
+    """The policy's side of :class:`nett.cache.layer.PolicyLayer`, whose fields are told there."""
+
+    policy: Policy
+    layers: int
+    keys: Any
+    values: Any
+    valid: Any
+    sizes: Any
+    at: Any
+    queries: Any
+    tokens: Any
+    seen: int
+    done: bool
+    chunks: list[Coded]
+
+    @abstractmethod
+    def _recent(self, rows: slice) -> Any: ...
+
+    @abstractmethod
+    def _expected(self, rows: slice) -> tuple[Any, Any]: ...
+
+    def shrink(self) -> None:
+        """Where more is held than the budget allows, hold what the policy says; row by row where rows are not equally
+        long."""
+        if self.done:
+            return
+        if self.valid is None:
+            if self.policy.due(self, int(self.keys.shape[-2]), self.seen):
+                self._take(self._asked(slice(None), self.seen))
+            return
+        seen, held = self.tokens.tolist(), self.valid.sum(-1).tolist()
+        due = [self.policy.due(self, h, s) for h, s in zip(held, seen, strict=True)]
+        if any(due):
+            rows = [slice(i, i + 1) for i in range(len(due))]
+            self._take_rows(
+                [self._asked(r, s, self.valid[r][0], d) for r, s, d in zip(rows, seen, due, strict=True)]
+            )
+
+    def _code(self) -> None:
+        """Whole groups of the oldest tokens beyond the residual become codes."""
+        group, residual = self.policy.parameters["group"], self.policy.parameters["residual"]
+        over = (int(self.keys.shape[-2]) - residual) // group * group
+        if over <= 0:
+            return
+        old = (t[:, :, :over].flatten(0, 1) for t in (self.keys, self.values))
+        self.chunks.append(self.policy.kernel(*old, **self.policy.parameters))
+        self.keys, self.values = (t[:, :, over:].contiguous() for t in (self.keys, self.values))
+
+    def _asked(self, rows: slice, seen: int, valid: Any = None, due: bool = True) -> tuple[Any, Any]:
+        """(what the kernel says of some rows, the slots that it was shown)."""
+        import torch
+
+        shown = (
+            torch.arange(self.keys.shape[-2], device=self.keys.device) if valid is None else valid.nonzero()[:, 0]
+        )
+        heads = self.keys.shape[1]
+        count = len(self.keys[rows])
+        keep = self.policy.target(self, seen)
+        if not due or keep >= len(shown):
+            index = torch.arange(len(shown), device=self.keys.device).expand(count * heads, -1)
+            return Kept(index), shown
+
+        expected = self._expected(rows) if self.policy.expects else ()
+
+        def of(name: str) -> Any:
+            if name == "keep":
+                return keep
+            if name in ("expected", "covariance"):
+                return expected[name == "covariance"].flatten(0, 1)
+            if name == "queries":
+                found = self.queries[rows]
+                return found.reshape(count * heads, -1, *found.shape[2:])
+            if name == "recent":
+                return self._recent(rows)[..., shown].flatten(0, 1)
+            held = getattr(self, name)
+            if held is None:  # sizes before anything was merged
+                return torch.ones(count * heads, len(shown), device=self.keys.device)
+            part = held[rows][:, :, shown].flatten(0, 1)
+            return part.float() if name in ("keys", "values") else part
+
+        return self.policy.kernel(*(of(n) for n in self.policy.operands), **self.policy.parameters), shown
+
+    def _take(self, answer: tuple[Any, Any]) -> None:
+        import torch
+
+        told, shown = answer
+        rows, heads, _, width = self.keys.shape
+        if isinstance(told, Kept):
+            index = shown[told.index].reshape(rows, heads, -1)
+            wide = index.unsqueeze(-1).expand(-1, -1, -1, width)
+            self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
+            for name in CARRIED:
+                held = getattr(self, name)
+                setattr(self, name, None if held is None else held.gather(2, index))
+            return
+        assert isinstance(told, Merged)
+        into = told.into.reshape(rows, heads, -1)
+        slots = int(told.keys.shape[1])
+        shape = (rows, heads, slots)
+        for name in ("mass", "reach"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, _added(held[..., shown], into, slots))
+        if self.at is not None:
+            empty = torch.zeros(*shape[:2], slots + 1, device=into.device)
+            at = self.at[..., shown]
+            self.at = empty.scatter_reduce(-1, into.where(into >= 0, slots), at, "amax")[..., :slots]
+        self.keys = told.keys.to(self.keys.dtype).reshape(*shape, width)
+        self.values = told.values.to(self.values.dtype).reshape(*shape, -1)
+        self.sizes = told.sizes.float().reshape(shape) if self.policy.counts_sizes else None
+
+    def _take_rows(self, answers: list[tuple[Any, Any]]) -> None:
+        """Rows of unequal length: each taken alone, then side by side, padded at the front."""
+        import torch
+
+        single = []
+        for i, answer in enumerate(answers):
+            one = type(self)(self.policy, self.layers)
+            one.is_initialized = True
+            for name in ("keys", "values", *CARRIED):
+                held = getattr(self, name)
+                setattr(one, name, None if held is None else held[i : i + 1])
+            one._take(answer)
+            single.append(one)
+        most = max(int(one.keys.shape[-2]) for one in single)
+        empty = [most - int(one.keys.shape[-2]) for one in single]
+        for name in ("keys", "values"):
+            parts = [
+                torch.nn.functional.pad(getattr(o, name), (0, 0, e, 0)) for o, e in zip(single, empty, strict=True)
+            ]
+            setattr(self, name, torch.cat(parts))
+        for name in CARRIED:
+            held = [getattr(o, name) for o in single]
+            if all(h is None for h in held):
+                setattr(self, name, None)
+                continue
+            ones = [torch.ones(o.keys.shape[:3], device=o.keys.device) for o in single]  # sizes, before any merge
+            parts = [
+                torch.nn.functional.pad(one if h is None else h, (e, 0), value=float(name == "sizes"))
+                for h, one, e in zip(held, ones, empty, strict=True)
+            ]
+            setattr(self, name, torch.cat(parts))
+        places = torch.arange(most, device=self.keys.device)
+        valid = torch.stack([places >= e for e in empty])
+        self.valid = None if not any(empty) else valid
+
+def _added(held: Any, into: Any, slots: int) -> Any:
+    """What old slots had, summed in the new ones they went to; what went nowhere is lost."""
+    import torch
+
+    total = torch.zeros(*held.shape[:-1], slots + 1, device=held.device, dtype=held.dtype)
+    return total.scatter_add_(-1, into.where(into >= 0, slots), held)[..., :slots]
