@@ -33,7 +33,7 @@ def expected_of(model: Any, ids: torch.Tensor, **more: Any) -> tuple[Any, Any]:
     """(what a policy expects after these tokens ``[b, h, g, d]``, their recording) of the first layer."""
     policy = nett.cache.expected_attention(budget=1.0, **more)
     one = record(model, ids)
-    coming, keys, _, query, *_ = one.layers[0]
+    coming, _, _, query, *_ = one.layers[0]
     layer = policy.cache(model).layers[0]
     layer.comes(coming)
     layer.update(*one.layers[0][1:3])

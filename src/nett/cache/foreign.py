@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,20 @@ def counted_class(kind: type) -> type:
             wide = width + value_states.shape[-1]
             self.token_bytes = rows * heads * wide * key_states.element_size()
             return super().update(key_states, value_states, *args, **more)
+
+        def state(self) -> dict[str, Any]:
+            """All that its own class keeps, and the size of a token."""
+            return {"token_bytes": self.token_bytes} | {
+                name: None if value is None else str(value) if name in ("dtype", "device") else value
+                for name, value in vars(self).items()
+            }
+
+        def take_state(self, state: Mapping[str, Any]) -> None:
+            import torch
+
+            for name, value in state.items():
+                setattr(self, name, getattr(torch, value.removeprefix("torch.")) if name == "dtype" else value)
+            self.device = self.keys.device
 
         @property
         def seen(self) -> int:

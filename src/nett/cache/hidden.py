@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, final
@@ -81,7 +82,7 @@ def hidden_layer_class() -> Any:
         def _fresh(self) -> None:
             self.seen = 0
             self.rows: list[Row] = []
-            self.bases = Bases()
+            self.bases: Any = None  # known when the first tokens come
             self.token_bytes = 0  # of one token's keys and values
             self.coming: Coming | None = None
             self.opened: list[tuple[Any, Any]] = []  # of each row what codes say, while attention is computed
@@ -101,6 +102,8 @@ def hidden_layer_class() -> Any:
                 )
             if not self.is_initialized:
                 self._begin(key_states, value_states)
+            if self.bases is None:
+                self._know(key_states, value_states)
             self._open()
             keys, values = key_states, value_states
             if self.seen:
@@ -154,6 +157,10 @@ def hidden_layer_class() -> Any:
             self.token_bytes = keys.shape[1] * (keys.shape[-1] + values.shape[-1]) * keys.element_size()
             new = self._what(self.coming)
             self.rows = [Row(new[i, :0].clone()) for i in range(len(new))]
+
+        def _know(self, keys: Any, values: Any) -> None:
+            """The directions that keys and values depend on; the same for all tokens."""
+            assert self.coming is not None
             known = self.policy.bases.get(self.coming.way.module)
             if known is None:
                 some = slice(0, _TRIED)
@@ -272,6 +279,20 @@ def hidden_layer_class() -> Any:
             chunk = self.policy.kernel(*(known[n] for n in self.policy.operands), **parameters)
             row.chunks, row.coded, row.rest = (*row.chunks, chunk), row.coded + over, row.rest[over:].clone()
             return torch.cat([opened, read(chunk, self.bases, base)[0]])
+
+        # -- to a file and back ---------------------------------------------------------------------------------
+
+        def state(self) -> dict[str, Any]:
+            """All that decides how it goes on; directions are the model's, and found again."""
+            shared = {"positions": self.tokens.positions, "valid": self.tokens.valid} if self.index == 0 else {}
+            return {"rows": self.rows, "seen": self.seen, "token_bytes": self.token_bytes} | shared
+
+        def take_state(self, state: Mapping[str, Any]) -> None:
+            self._fresh()
+            self.is_initialized = True
+            if self.index == 0:
+                self.tokens.positions, self.tokens.valid = state["positions"], state["valid"]
+            self.rows, self.seen, self.token_bytes = list(state["rows"]), state["seen"], state["token_bytes"]
 
         @property
         def full_nbytes(self) -> int:

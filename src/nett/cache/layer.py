@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from nett.cache.packing import bytes_of, decoded
 from nett.cache.noticing import Noticing
+from nett.cache.packing import bytes_of, decoded
 from nett.cache.shrinking import CARRIED, Shrinking
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from nett.cache.protocol import Coded
 
 HELD = ("keys", "values", "valid", "tokens", "queries", *CARRIED)  # tensors, rows first
-
 
 
 @cache
@@ -122,6 +122,20 @@ def layer_class() -> Any:
                     setattr(self, name, change(held))
             if self.asked is not None:
                 self.asked = tuple(change(t) for t in self.asked)
+
+        # -- to a file and back ---------------------------------------------------------------------------------
+
+        def state(self) -> dict[str, Any]:
+            """All that decides how it goes on."""
+            names = (*HELD, "asked", "chunks", "seen", "scaling", "done")
+            return {name: getattr(self, name) for name in names}
+
+        def take_state(self, state: Mapping[str, Any]) -> None:
+            self._fresh()
+            self.lazy_initialization(state["keys"], state["values"])
+            for name, value in state.items():
+                setattr(self, name, value)
+            self.chunks = list(self.chunks)
 
         @property
         def full_nbytes(self) -> int:

@@ -154,4 +154,3 @@ class Noticing(ABC):
             bias = bias + self.sizes[rows].log()[:, :, None]
         found = weights(asked, self.keys[rows], bias.repeat_interleave(groups, 1), self.scaling)
         return found.masked_fill_(blind.all(-1, keepdim=True), 0.0)  # what it could see is gone, or it is padding
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -118,6 +119,19 @@ class Policy:
                 del model.generate
             else:
                 model.generate = own
+
+    def save(self, cache: Any, model: Any, file: str | Path, *, ids: Any = None) -> None:
+        """Write a cache of this policy as safetensors, with a hash of its model, to be used again; ``ids`` of its tokens
+        beside it. See :mod:`nett.cache.saving`."""
+        from nett.cache.saving import save
+
+        save(self, cache, model, Path(file), ids)
+
+    def load(self, file: str | Path, model: Any) -> Any:
+        """A saved cache, which goes on bit for bit as it would have; Refused for one of another model or policy."""
+        from nett.cache.saving import load
+
+        return load(self, model, Path(file))
 
     # -- what layers ask ----------------------------------------------------------------------------------------
 

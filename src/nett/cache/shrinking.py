@@ -48,9 +48,7 @@ class Shrinking(ABC):
         due = [self.policy.due(self, h, s) for h, s in zip(held, seen, strict=True)]
         if any(due):
             rows = [slice(i, i + 1) for i in range(len(due))]
-            self._take_rows(
-                [self._asked(r, s, self.valid[r][0], d) for r, s, d in zip(rows, seen, due, strict=True)]
-            )
+            self._take_rows([self._asked(r, s, self.valid[r][0], d) for r, s, d in zip(rows, seen, due, strict=True)])
 
     def _code(self) -> None:
         """Whole groups of the oldest tokens beyond the residual become codes."""
@@ -66,9 +64,7 @@ class Shrinking(ABC):
         """(what the kernel says of some rows, the slots that it was shown)."""
         import torch
 
-        shown = (
-            torch.arange(self.keys.shape[-2], device=self.keys.device) if valid is None else valid.nonzero()[:, 0]
-        )
+        shown = torch.arange(self.keys.shape[-2], device=self.keys.device) if valid is None else valid.nonzero()[:, 0]
         heads = self.keys.shape[1]
         count = len(self.keys[rows])
         keep = self.policy.target(self, seen)
@@ -159,6 +155,7 @@ class Shrinking(ABC):
         places = torch.arange(most, device=self.keys.device)
         valid = torch.stack([places >= e for e in empty])
         self.valid = None if not any(empty) else valid
+
 
 def _added(held: Any, into: Any, slots: int) -> Any:
     """What old slots had, summed in the new ones they went to; what went nowhere is lost."""
