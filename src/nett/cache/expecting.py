@@ -46,8 +46,10 @@ def ahead_of(sums: Sums, coming: Coming, ahead: int) -> tuple[Any, Any]:
         return mean, spread
     places = coming.positions[:, -1:].long() + 1 + torch.arange(ahead, device=mean.device)
     cos, sin = (t.float().mean(1, keepdim=True) for t in coming.way.rotary.forward(mean, places))
-    once = _applied(coming, spread, cos, sin).transpose(2, 3)
-    return _applied(coming, mean.unsqueeze(2), cos, sin).squeeze(2), _applied(coming, once, cos, sin)
+    once = rotated(coming.way.module, spread, cos, sin).transpose(2, 3)
+    return rotated(coming.way.module, mean.unsqueeze(2), cos, sin).squeeze(2), rotated(
+        coming.way.module, once, cos, sin
+    )
 
 
 def turned(coming: Coming, states: Any, *, inverse: bool = False) -> Any:
@@ -58,13 +60,13 @@ def turned(coming: Coming, states: Any, *, inverse: bool = False) -> Any:
     if inverse:
         square = cos * cos + sin * sin  # more than 1 where the model scales its rotations
         cos, sin = cos / square, -sin / square
-    return _applied(coming, states, cos, sin)
+    return rotated(coming.way.module, states, cos, sin)
 
 
-def _applied(coming: Coming, states: Any, cos: Any, sin: Any) -> Any:
+def rotated(module: Any, states: Any, cos: Any, sin: Any) -> Any:
+    """``[b, h, q, d]`` by the attention module's own function, at ``cos`` and ``sin`` ``[1 or b, q, up to d]``."""
     import torch
 
-    module = coming.way.module
     apply = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
         raise Refused(

@@ -10,15 +10,16 @@ from typing import Any
 def counted(made: Any) -> Any:
     """The same cache, its layers with ``seen``, ``held``, ``nbytes`` and ``full_nbytes``."""
     for layer in made.layers:
-        layer.__class__ = counted_class(type(layer))
+        kind: Any = type(layer)
+        layer.__class__ = counted_class(kind)
     return made
 
 
 @cache
-def counted_class(kind: type) -> type:
+def counted_class(kind: Any) -> Any:
     """A subclass of a layer class that changes nothing of it."""
 
-    class CountedLayer(kind):  # type: ignore[misc, valid-type]
+    class CountedLayer(kind):  # type: ignore[misc] # transformers has no types
         token_bytes = 0  # of one token's keys and values as they came
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **more: Any) -> Any:

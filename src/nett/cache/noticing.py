@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from nett.cache import expecting
@@ -30,8 +30,20 @@ class Noticing(ABC):
     given: Coming | None
     scaling: float | None
     seen: int
-    held: int
     done: bool
+
+    @abstractmethod
+    def shrink(self) -> None: ...
+
+    @abstractmethod
+    def _code(self) -> None: ...
+
+    @abstractmethod
+    def _come_with(self, name: str, shape: Any, device: Any) -> Any: ...
+
+    @property
+    @abstractmethod
+    def held(self) -> int: ...
 
     def comes(self, coming: Coming) -> None:
         """What is given to attention now, before its keys and values are given to this; told where it is asked for."""

@@ -125,9 +125,10 @@ class Shrinking(ABC):
         """Rows of unequal length: each taken alone, then side by side, padded at the front."""
         import torch
 
-        single = []
+        single: list[Any] = []
         for i, answer in enumerate(answers):
-            one = type(self)(self.policy, self.layers)
+            kind: Any = type(self)
+            one = kind(self.policy, self.layers)
             one.is_initialized = True
             for name in ("keys", "values", *CARRIED):
                 held = getattr(self, name)
