@@ -25,6 +25,7 @@ from claims.outcomes import Gap
 from claims.stories import BEGIN, ONCE, TEXTS
 from nett.cache.judging import Bed, Judged, bed_of, judge
 from nett.core.claims import Figure
+from nett.core.errors import NettError
 from nett.core.standing import Point
 
 SMALL, LARGE = "stories260K", "SmolLM2-135M"
@@ -115,14 +116,21 @@ def prompts(seed: int) -> Iterator[tuple[str, Any, Bed, Bed]]:
             bed = grouped(seed, count)
             model, windows = bed.model, bed.windows
         else:
-            model = nett.load(smollm2(), as_model=True).float().eval()
+            model = nett.load(_packaged(), as_model=True).float().eval()
             windows = _of_smollm2(seed, count)
         yield name, model, *(bed_of(model, w, CONTEXT) for w in (windows[: VAL[name]], windows[VAL[name] :]))
 
 
+def _packaged() -> Path:
+    found = smollm2()
+    if found is None:
+        raise NettError(lacking()[LARGE])
+    return found
+
+
 def _of_smollm2(seed: int, count: int) -> torch.Tensor:
     """Beginnings of the stories from which the other bed's are taken, in this model's tokens; none is another seed's."""
-    tokenizer = nett.load(smollm2(), as_tokenizer=True)
+    tokenizer = nett.load(_packaged(), as_tokenizer=True)
     told = (Path(os.environ["NETT_ASSETS"]) / TEXTS["stories"]).read_text(encoding="utf-8").split(ONCE)[1:]
     rows: list[list[int]] = []
     for rest in told[int(TRAIN * len(told)) :]:

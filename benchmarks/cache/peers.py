@@ -78,7 +78,7 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     beds = bed.build_pico(work / "bed") if pico else bed.build(work / "bed", say)
-    size = Size(2, 40, 8, 2) if pico else Size(200, 192, 64, 8)
+    size = Size(2, 112, 8, 2) if pico else Size(200, 192, 64, 8)
     figures: list[Figure] = []
     for name, (model, text) in beds.found.items():
         folder = work / "done" / name
@@ -207,10 +207,9 @@ def _figures(
             if name.endswith("token") == always:
                 bar = 1.0 if name.split()[0] in BARRED else None
                 what = f"KL, {name}, {share:.0%} of the prompt's bytes, {model}"
-                pair = (
-                    Series(n, "nats a token", [float(j.kl.mean())]) for n, j in (("nett", judged), (best, rivals[best]))
-                )
-                figures.append(Figure(what, *pair, bar=bar, note=_note(judged, rivals[best])))
+                own = Series("nett", "nats a token", [float(judged.kl.mean())])
+                least = Series(best, "nats a token", [float(rivals[best].kl.mean())])
+                figures.append(Figure(what, own, least, bar=bar, note=_note(judged, rivals[best])))
         others = ", ".join(f"{n} {j.kl.mean():.5f}" for n, j in sorted(rivals.items(), key=lambda x: x[1].kl.mean()))
         when = "at every token" if always else "after the prompt"
         nearest = Series(best, "nats a token", [float(rivals[best].kl.mean())])

@@ -184,6 +184,28 @@ def test_kvmerger_is_the_formula() -> None:
         assert float(found.sizes[0, slot]) == len(members)
 
 
+@pytest.mark.parametrize("skip", ["0", "1", "-1", "0,-1"])
+def test_layers_that_are_left_alone(llama: Any, ids: torch.Tensor, skip: str) -> None:
+    """They hold all tokens, all together hold what the budget says, and pieces of any size give the same."""
+    one = policy("kvmerger", budget=0.7, when="prefill", skip_layers=skip)
+    left = {int(w) % 3 for w in skip.split(",")}
+    found = []
+    with one.on(llama):
+        for sizes in ([64, 32], [64, *[1] * 32]):
+            cache = one.cache(llama)
+            found.append(steps(llama, cache, ids, sizes)[:, 64:])
+            slots = [held - 32 for held in ledger(cache)["slots"]]
+            assert [n == 64 for n in slots] == [i in left for i in range(3)]
+            assert sum(slots) <= 3 * 45 < sum(slots) + 3
+    assert torch.allclose(found[1], found[0], atol=1e-5 * float(found[0].abs().max()))
+    small = policy("kvmerger", budget=0.2, skip_layers=skip)
+    with small.on(llama), pytest.raises(Refused, match="leaves nothing for"):
+        steps(llama, small.cache(llama), ids, [64])
+    for bad in ("3", "-4", "first", "1.5"):
+        with pytest.raises(UsageError, match="is no layer of 3"):
+            policy("kvmerger", budget=0.5, skip_layers=bad).cache(llama)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_codes(llama: Any, ids: torch.Tensor, bits: int) -> None:
     """What is held is what was asked for, a token is rounded once, and more bits are nearer."""

@@ -40,7 +40,10 @@ def attend(
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     layer = getattr(key, "nett_layer", None)
-    if layer is None or layer.plain:
+    fits = (
+        attention_mask is None or attention_mask.shape[-1] == key.shape[-2]
+    )  # it is made by what the first layer holds
+    if layer is None or (layer.plain and fits):
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )

@@ -24,6 +24,7 @@ def kvmerger(
     sigma_by: Literal["fixed", "mean-distance", "fixed-point"] = "fixed",
     value_scale: Literal["mean", "sum"] = "mean",
     size_bias: bool = True,
+    skip_layers: str = "",
 ) -> Merged:
     """Merge runs of neighbouring tokens whose keys are most alike; the last tokens and those most looked at stay alone.
 
@@ -38,6 +39,8 @@ def kvmerger(
         sigma_by: that; or the mean distance to the pivot; or the paper's equation, solved by iteration.
         value_scale: values are averaged, or added up as the paper's text has it.
         size_bias: let a slot of s tokens count s times (log s is added to its logits), which the paper does not.
+        skip_layers: layers that hold all their tokens, by number, as 0,1,-1 (the paper's: the first two and the last); the
+            others hold so many fewer that the budget is kept.
     When to use: budgets of a third to a half where everything may still be asked for.
     When not: a few per cent: there only the tokens most looked at help.
     Cost: the weights of attention are computed once more; a slot holds its size (4 bytes) beside its numbers.

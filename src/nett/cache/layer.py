@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from nett.cache.noticing import Noticing
 from nett.cache.packing import bytes_of, decoded
 from nett.cache.shrinking import CARRIED, Shrinking
 
@@ -23,13 +22,14 @@ def layer_class() -> Any:
     import torch
     from transformers.cache_utils import DynamicLayer
 
-    class PolicyLayer(Noticing, Shrinking, DynamicLayer):  # type: ignore[misc] # transformers has no types
+    class PolicyLayer(Shrinking, DynamicLayer):  # type: ignore[misc] # transformers has no types
         """``keys``, ``values`` ``[b, h, m, d]``; ``seen``: tokens so far, which positions follow; ``valid`` bool ``[b, m]``
         or None where all are: slots that hold something."""
 
-        def __init__(self, policy: Policy, layers: int) -> None:
+        def __init__(self, policy: Policy, layers: int, left: bool = False, left_layers: int = 0) -> None:
             super().__init__()
             self.policy, self.layers = policy, layers
+            self.left, self.left_layers = left, left_layers  # whether it holds all tokens, and how many layers do
             self.seen = 0
             self._fresh()
 

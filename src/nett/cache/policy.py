@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -79,7 +80,8 @@ class Policy:
             tokens = Tokens()
             layers = [hidden_layer_class()(self, count, i, tokens) for i in range(count)]
         else:
-            layers = [layer_class()(self, count) for _ in range(count)]
+            left = left_alone(str(self.parameters.get("skip_layers", "")), count, self.card.key)
+            layers = [layer_class()(self, count, index in left, len(left)) for index in range(count)]
         made = Cache(layers=layers)
         made.nett_policy = self
         return made
@@ -140,8 +142,21 @@ class Policy:
         rows, heads = layer.keys.shape[:2]
         wide = (layer.keys.shape[-1] + layer.values.shape[-1]) * layer.keys.element_size()
         carried = ("mass" in self.watches) + ("reach" in self.watches) + self.looks_back + self.counts_sizes
+        if layer.left:
+            return seen
         asked = sum(t.numel() * t.element_size() for t in (layer.queries, *(layer.asked or ())) if t is not None)
-        return self.budget.slots(seen, rows * heads * (wide + 4 * carried) * layer.layers, asked * layer.layers)
+        most = self.budget.slots(seen, rows * heads * (wide + 4 * carried) * layer.layers, asked * layer.layers)
+        if not layer.left_layers or most >= seen:
+            return most
+        others = layer.layers - layer.left_layers  # which hold so many fewer
+        slots = (most * layer.layers - seen * layer.left_layers) // others if others else 0
+        if slots < 1:
+            raise Refused(
+                f"a budget of {self.budget} leaves nothing for {others} layers where {layer.left_layers} hold all tokens",
+                where=self.card.key,
+                hint="A larger budget, or fewer --skip-layers.",
+            )
+        return slots
 
     def target(self, layer: Any, seen: int) -> int:
         """Slots that stay when it is made smaller: after a prompt what the budget allows, else room for what comes."""
@@ -155,6 +170,18 @@ class Policy:
         if layer.coming == 1 and self.when == "prefill":
             return False
         return held > self.slots(layer, seen)
+
+
+def left_alone(named: str, count: int, where: str) -> frozenset[int]:
+    """Layers by their numbers, separated by commas; -1 is the last."""
+    found = set()
+    for word in filter(None, (w.strip() for w in named.split(","))):
+        if not re.fullmatch(r"-?\d+", word) or not -count <= int(word) < count:
+            raise UsageError(
+                f"skip_layers = {named!r}: {word!r} is no layer of {count}", where=where, hint="For example 0,1,-1."
+            )
+        found.add(int(word) % count)
+    return frozenset(found)
 
 
 def check_model(model: Any, where: str) -> None:

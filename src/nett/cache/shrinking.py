@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nett.cache.noticing import Noticing
 from nett.cache.protocol import Coded, Kept, Merged
-
-if TYPE_CHECKING:
-    from nett.cache.policy import Policy
 
 CARRIED = ("mass", "reach", "sizes", "at")  # one number a slot, which moves with it
 
 
-class Shrinking(ABC):
+class Shrinking(Noticing):
     """The policy's side of :class:`nett.cache.layer.PolicyLayer`, whose fields are told there."""
 
-    policy: Policy
     layers: int
-    keys: Any
-    values: Any
-    valid: Any
-    sizes: Any
-    at: Any
-    queries: Any
-    tokens: Any
-    seen: int
-    done: bool
+    left: bool
+    left_layers: int
     chunks: list[Coded]
-
-    @abstractmethod
-    def _recent(self, rows: slice) -> Any: ...
-
-    @abstractmethod
-    def _expected(self, rows: slice) -> tuple[Any, Any]: ...
 
     def shrink(self) -> None:
         """Where more is held than the budget allows, hold what the policy says; row by row where rows are not equally
@@ -128,7 +111,7 @@ class Shrinking(ABC):
         single: list[Any] = []
         for i, answer in enumerate(answers):
             kind: Any = type(self)
-            one = kind(self.policy, self.layers)
+            one = kind(self.policy, self.layers, self.left, self.left_layers)
             one.is_initialized = True
             for name in ("keys", "values", *CARRIED):
                 held = getattr(self, name)

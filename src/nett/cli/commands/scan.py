@@ -127,23 +127,24 @@ def _show(found: Scan) -> None:
             click.echo("\n".join(interference_page.said(run.findings.figures)))
 
 
-def _all_probes(only: tuple[str, ...], disk: bool, exact: bool, **values: Any) -> None:
+def _all_probes(only: tuple[str, ...], disk: bool, exact: bool, text: Path | None, **values: Any) -> None:
     """What is redundant, what removing it would free, at what risk, and the command for it.
 
     nett scan looks through the places where models lie: the caches of Hugging Face, Ollama, LM Studio and torch hub, and
     the working folder; nett scan --disk DIR... through folders of yours. Both estimate from headers and sampled pages,
     and read everything with --exact.
 
-    nett scan PATH... runs all probes over checkpoints and reads every byte of them. nett scan PROBE PATH... runs one
-    probe, with its own options; nett list scan names them.
+    nett scan PATH... runs all probes over checkpoints and reads every byte of them; with --text FILE also those that run a
+    language model on it. nett scan PROBE PATH... runs one probe, with its own options; nett list scan names them.
     """
     named = [word for words in only for word in words.split(",") if word]
     if not disk and values["paths"]:
         from nett.scan.engine import chosen
 
-        _scan({card.name: {} for card in chosen(named)}, **values)
+        read = {} if text is None else {"text": str(text)}
+        _scan({card.name: read if card.parameter("text") else {} for card in chosen(named)}, **values)
         return
-    for option, given in (("--only", named), ("--base", values.pop("base"))):
+    for option, given in (("--only", named), ("--base", values.pop("base")), ("--text", text)):
         if given:
             raise UsageError(f"{option} is for checkpoints that are named: nett scan PATH... {option} ...")
     folders = values.pop("paths")
@@ -161,6 +162,12 @@ command = ScanCommand(
         *_options(required=False),
         click.Option(["--disk"], is_flag=True, help="The paths are folders full of models: what they hold together."),
         click.Option(["--exact"], is_flag=True, help="Read every byte, where a disk would be estimated from samples."),
+        click.Option(
+            ["--text"],
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            metavar="FILE",
+            help="Text that language models are run on, for probes of what goes through them.",
+        ),
         click.Option(
             ["--only"], multiple=True, metavar="PROBE", help="Run only this probe (again for more; or a,b,c)."
         ),
