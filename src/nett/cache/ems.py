@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from nett.cache.merging import rows_of, summed
 from nett.cache.protocol import Merged, Tensor
 from nett.core.registry import Between, method
 
@@ -83,8 +84,7 @@ def _cosines(numbers: Tensor, some: Tensor, others: Tensor) -> Tensor:
     import torch
 
     unit = torch.nn.functional.normalize(numbers, dim=-1)
-    width = unit.shape[-1]
-    a, b = (unit.gather(1, i.unsqueeze(-1).expand(-1, -1, width)) for i in (some, others))
+    a, b = (rows_of(unit, i) for i in (some, others))
     found: Tensor = (a @ b.transpose(1, 2)).clamp(min=0)
     return found
 
@@ -93,28 +93,23 @@ def _by_class(keys: Tensor, values: Tensor, sizes: Tensor, score: Tensor, place:
     """One scatter for all heads: class 0 takes what is evicted, the others their centre and what is merged into it."""
     import torch
 
-    heads, _, width = keys.shape
     count = stay.shape[1]
     into = place + 1
     weight = score.clamp(min=1e-12) * sizes
 
-    def summed(numbers: Tensor) -> Tensor:
-        wide = into.unsqueeze(-1).expand(-1, -1, numbers.shape[-1])
-        empty = numbers.new_zeros(heads, count + 1, numbers.shape[-1])
-        found: Tensor = empty.scatter_add(1, wide, numbers)[:, 1:]
-        return found
+    def by_class(numbers: Tensor) -> Tensor:
+        return summed(numbers, into, count + 1)[:, 1:]
 
-    total = summed(weight.unsqueeze(-1))
+    total = by_class(weight.unsqueeze(-1))
     norm = keys.norm(dim=-1, keepdim=True)
-    direction = torch.nn.functional.normalize(summed(keys / norm.clamp(min=1e-12) * weight.unsqueeze(-1)), dim=-1)
+    direction = torch.nn.functional.normalize(by_class(keys / norm.clamp(min=1e-12) * weight.unsqueeze(-1)), dim=-1)
     own = norm.gather(1, stay.unsqueeze(-1))
-    alone = summed(torch.ones_like(weight).unsqueeze(-1)) == 1  # to the bit where nothing was merged
-    kept_keys = keys.gather(1, stay.unsqueeze(-1).expand(-1, -1, width))
-    kept_values = values.gather(1, stay.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-    made = summed(values * weight.unsqueeze(-1)) / total
+    alone = by_class(torch.ones_like(weight).unsqueeze(-1)) == 1  # to the bit where nothing was merged
+    kept_keys, kept_values = rows_of(keys, stay), rows_of(values, stay)
+    made = by_class(values * weight.unsqueeze(-1)) / total
     return Merged(
         torch.where(alone, kept_keys, direction * own),
         torch.where(alone, kept_values, made),
-        summed(sizes.unsqueeze(-1))[..., 0],
+        by_class(sizes.unsqueeze(-1))[..., 0],
         place,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, final
 
-from nett.cache.attention import come
+from nett.cache.attention import asked_length, come
 from nett.cache.packing import bytes_of, decoded
 from nett.cache.protocol import Hidden
 from nett.cache.rematerialising import Bases, bases_of
@@ -117,8 +117,8 @@ def hidden_layer_class() -> Any:
         def get_seq_length(self) -> int:
             return self.seen
 
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return self.seen + query_length, 0
+        def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+            return self.seen + asked_length(query_length), 0
 
         @property
         def held(self) -> int:
@@ -227,7 +227,10 @@ def hidden_layer_class() -> Any:
                 values = self.coming.way(hidden[1], positions)[1]
             return keys, values
 
-        def attended(self, query: Any, mask: Any, scaling: float | None) -> None:
+        def fuses(self, query: Any, mask: Any) -> bool:
+            return False
+
+        def attended(self, query: Any, mask: Any, scaling: float | None, noted: Any = None) -> None:
             """After attention: hold what came, and code what is old enough."""
             assert self.coming is not None
             new, count = self._what(self.coming), int(query.shape[2])

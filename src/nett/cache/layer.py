@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from nett.cache.attention import asked_length
 from nett.cache.packing import bytes_of, decoded
 from nett.cache.shrinking import CARRIED, Shrinking
 
@@ -90,8 +91,8 @@ def layer_class() -> Any:
         def _decoded(self, grid: Any) -> Any:
             return decoded(grid).reshape(*self.keys.shape[:2], -1, grid.shape[-1])
 
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return self.held + query_length, self.seen - self.held
+        def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+            return self.held + asked_length(query_length), self.seen - self.held
 
         def crop(self, tokens_to_remove: int) -> None:
             if not self.plain or self.chunks:

@@ -51,10 +51,10 @@ def merged(
     stand for several tokens weigh as many times. ``add``: values summed, not averaged."""
     import torch
 
-    heads, width = keys.shape[0], keys.shape[2]
+    heads = keys.shape[0]
     count = int(sets.max()) + 1
     pivot = pivots(mass, sets, count)
-    own = keys.gather(1, pivot.gather(1, sets).unsqueeze(-1).expand(-1, -1, width))
+    own = rows_of(keys, pivot.gather(1, sets))
     squared = (keys - own).square().sum(-1)
     members = torch.zeros(heads, count, device=keys.device).scatter_add(1, sets, torch.ones_like(mass))
     g = (-squared / (2 * spread(squared, sets, members).square())).exp() * sizes
@@ -62,14 +62,30 @@ def merged(
     weight = g / total.gather(1, sets)
 
     def gathered(numbers: Tensor) -> Tensor:
-        wide = sets.unsqueeze(-1).expand(-1, -1, numbers.shape[-1])
-        empty = numbers.new_zeros(heads, count, numbers.shape[-1])
-        found: Tensor = empty.scatter_add(1, wide, numbers * weight.unsqueeze(-1))
-        return found
+        return summed(numbers * weight.unsqueeze(-1), sets, count)
 
     many = torch.zeros(heads, count, device=keys.device).scatter_add(1, sets, sizes)
     made = gathered(values)
     return Merged(gathered(keys), made * many.unsqueeze(-1) if add else made, many, sets)
+
+
+def summed(numbers: Tensor, sets: Tensor, count: int) -> Tensor:
+    """``[h, n, d]`` added up by set: ``[h, count, d]``. Whole rows at a time, which a scatter by element is not."""
+    import torch
+
+    heads, _, width = numbers.shape
+    rows = (sets + torch.arange(heads, device=sets.device)[:, None] * count).flatten()
+    found: Tensor = numbers.new_zeros(heads * count, width).index_add_(0, rows, numbers.flatten(0, 1))
+    return found.unflatten(0, (heads, count))
+
+
+def rows_of(numbers: Tensor, index: Tensor) -> Tensor:
+    """``[h, n, d]`` at ``[h, m]``: ``[h, m, d]``, whole rows at a time."""
+    import torch
+
+    heads, count, _ = numbers.shape
+    flat = (index + torch.arange(heads, device=index.device)[:, None] * count).flatten()
+    return numbers.flatten(0, 1).index_select(0, flat).unflatten(0, tuple(index.shape))
 
 
 def gone_first(found: Merged, mass: Tensor, keep: int) -> Merged:
@@ -83,10 +99,9 @@ def gone_first(found: Merged, mass: Tensor, keep: int) -> Merged:
     index = ranked.argsort(dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
     place = torch.full((heads, count), -1, dtype=torch.int64, device=mass.device)
     place.scatter_(1, index, torch.arange(index.shape[1], device=mass.device).expand(heads, -1))
-    wide = index.unsqueeze(-1)
     return Merged(
-        found.keys.gather(1, wide.expand(-1, -1, found.keys.shape[-1])),
-        found.values.gather(1, wide.expand(-1, -1, found.values.shape[-1])),
+        rows_of(found.keys, index),
+        rows_of(found.values, index),
         found.sizes.gather(1, index),
         place.gather(1, found.into),
     )

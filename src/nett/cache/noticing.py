@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from nett.cache import expecting
-from nett.cache.attention import come, weights
+from nett.cache.attention import come, mass, weights
 
 if TYPE_CHECKING:
     from nett.cache.policy import Policy
@@ -78,8 +78,18 @@ class Noticing(ABC):
         bias = self.sizes.log().to(query.dtype).repeat_interleave(groups, 1)[:, :, None].expand(-1, -1, count, -1)
         return bias if allowed is None else bias.masked_fill(~allowed[:, None], least)
 
-    def attended(self, query: Any, mask: Any, scaling: float | None) -> None:
-        """After attention: note what the policy wants to know, and make the cache smaller where it is due."""
+    def fuses(self, query: Any, mask: Any) -> bool:
+        """Whether attention and what it looks at are computed together: of several tokens, none of them padding, after
+        which the cache is made smaller. (Where it is not, attention is the model's own to the bit.)"""
+        if "mass" not in self.policy.watches or self.done or query.shape[2] == 1:
+            return False
+        if self.valid is not None or self.sizes is not None or come(mask, query.shape[2], len(query)) is not None:
+            return False
+        return self.policy.due(self, int(self.keys.shape[-2]), self.seen)
+
+    def attended(self, query: Any, mask: Any, scaling: float | None, noted: Any = None) -> None:
+        """After attention: note what the policy wants to know, and make the cache smaller where it is due. noted: what
+        these queries looked at ``[b, h, m]``, where that is known already."""
         import torch
 
         policy, count = self.policy, int(query.shape[2])
@@ -93,7 +103,7 @@ class Noticing(ABC):
             new = coming if coming is not None else query.new_ones(len(query), count).bool()
             self.valid = torch.cat([past, new], -1)
         if policy.watches and not self.done:
-            self._watch(query, mask, scaling)
+            self._watch(query, mask, scaling, noted)
         if policy.expects and not self.done:
             self._expect(query, coming)
         if policy.codes:
@@ -105,24 +115,13 @@ class Noticing(ABC):
             self.done = True
         self.given = None
 
-    def _watch(self, query: Any, mask: Any, scaling: float | None) -> None:
+    def _watch(self, query: Any, mask: Any, scaling: float | None, noted: Any) -> None:
         import torch
 
         policy, count, held = self.policy, int(query.shape[2]), int(self.keys.shape[-2])
-        valid, self.valid = self.valid, None if self.valid is None else self.valid[:, : held - count]
-        bias = self.bias(query, mask)
-        self.valid = valid
-        if bias is None and count > 1:
-            bias = query.new_zeros(1, 1, count, held).masked_fill_(
-                ~torch.ones(count, held, dtype=torch.bool, device=query.device).tril(held - count),
-                torch.finfo(query.dtype).min,
-            )
         if "mass" in policy.watches:
-            found = weights(query, self.keys, bias, scaling)
-            coming = come(mask, count, len(query))
-            if coming is not None:  # padding asks for nothing
-                found = found * coming[:, None, :, None]
-            self.mass = found.sum(2) if self.mass is None else self.mass + found.sum(2)
+            found = self._mass(query, mask, scaling) if noted is None else noted
+            self.mass = found if self.mass is None else self.mass + found
         if "reach" in policy.watches:
             more = torch.arange(count, 0, -1, device=query.device).float()
             new = torch.cat([more.new_full((held - count,), float(count)), more])
@@ -132,7 +131,20 @@ class Noticing(ABC):
             if self.at is None:
                 self.at = self._come_with("at", self.keys.shape[:3], query.device)
             past = query if self.queries is None else torch.cat([self.queries, query], 2)
-            self.queries = past[:, :, -policy.window :]
+            self.queries = past[:, :, -policy.window :].clone()  # a view would hold the whole prompt
+
+    def _mass(self, query: Any, mask: Any, scaling: float | None) -> Any:
+        """What these queries look at ``[b, h, m]``."""
+        coming, count, held = come(mask, int(query.shape[2]), len(query)), int(query.shape[2]), int(self.keys.shape[-2])
+        if self.valid is None and coming is None and self.sizes is None:
+            return mass(query, self.keys, scaling)
+        valid, self.valid = self.valid, None if self.valid is None else self.valid[:, : held - count]
+        bias = self.bias(query, mask)
+        self.valid = valid
+        found = weights(query, self.keys, bias, scaling)
+        if coming is not None:  # padding asks for nothing
+            found = found * coming[:, None, :, None]
+        return found.sum(2)
 
     def _expect(self, query: Any, coming: Any) -> None:
         """Add up queries as they were before rotation."""

@@ -56,7 +56,10 @@ def record(model: Any, ids: Any) -> Recording:
             self.came = (self.given, keys, values)
             return super().update(keys, values)
 
-        def attended(self, query: Any, mask: Any, scaling: Any) -> None:
+        def fuses(self, query: Any, mask: Any) -> bool:
+            return False
+
+        def attended(self, query: Any, mask: Any, scaling: Any, noted: Any = None) -> None:
             found.layers.append((*self.came, query, mask, scaling))
 
     count = int(model.config.get_text_config().num_hidden_layers)

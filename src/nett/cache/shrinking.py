@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nett.cache.merging import rows_of
 from nett.cache.noticing import Noticing
 from nett.cache.protocol import Coded, Kept, Merged
 
@@ -82,8 +83,10 @@ class Shrinking(Noticing):
         rows, heads, _, width = self.keys.shape
         if isinstance(told, Kept):
             index = shown[told.index].reshape(rows, heads, -1)
-            wide = index.unsqueeze(-1).expand(-1, -1, -1, width)
-            self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
+            flat = index.flatten(0, 1)
+            self.keys, self.values = (
+                rows_of(t.flatten(0, 1), flat).unflatten(0, (rows, heads)) for t in (self.keys, self.values)
+            )
             for name in CARRIED:
                 held = getattr(self, name)
                 setattr(self, name, None if held is None else held.gather(2, index))

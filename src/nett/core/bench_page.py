@@ -14,7 +14,8 @@ otherwise take, or to what the machine can do at all, measured in the same run o
 compared. Below each table stands how its lines were measured. `nett bench merge` makes mergekit an environment of its
 own in `benchmarks/.venv-mergekit` (or takes the one whose `mergekit-yaml` the variable NETT_MERGEKIT names);
 `nett bench store` makes one for its peers in `benchmarks/.venv-peers` (or takes the Python that NETT_STORE_PEERS names);
-`nett bench lake` one in `benchmarks/.venv-lake-peers` (NETT_LAKE_PEERS).
+`nett bench lake` one in `benchmarks/.venv-lake-peers` (NETT_LAKE_PEERS), `nett bench cache` one with kvpress in
+`benchmarks/.venv-kvpress` (NETT_KVPRESS).
 """
 SIGN = {"at most": "≤", "at least": "≥"}
 VERDICT = {True: "met", False: "**missed**", None: "–"}
