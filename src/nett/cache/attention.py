@@ -40,14 +40,12 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     layer = getattr(key, "nett_layer", None)
-    noted = None
-    fits = (
-        attention_mask is None or attention_mask.shape[-1] == key.shape[-2]
-    )  # it is made by what the first layer holds
-    if layer is not None and not dropout and layer.fuses(query, attention_mask):
-        found, noted = with_mass(query, key, value, scaling)
+    noted: dict[str, Any] = {}
+    fits = attention_mask is None or attention_mask.shape[-1] == key.shape[-2]  # made by what the first layer holds
+    if not dropout and hasattr(layer, "fuses") and layer.fuses(query, attention_mask):
+        found, noted["noted"] = with_mass(query, key, value, scaling)
         out = found.transpose(1, 2).contiguous()
-    elif layer is None or (layer.plain and fits):
+    elif not hasattr(layer, "bias") or (layer.plain and fits):
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
@@ -64,7 +62,7 @@ def attend(
         )  # without a copy of keys and values for each query head
         out = found.transpose(1, 2).contiguous()
     if layer is not None:
-        layer.attended(query, attention_mask, scaling, noted)
+        layer.attended(query, attention_mask, scaling, **noted)
     return out, None
 
 

@@ -227,10 +227,7 @@ def hidden_layer_class() -> Any:
                 values = self.coming.way(hidden[1], positions)[1]
             return keys, values
 
-        def fuses(self, query: Any, mask: Any) -> bool:
-            return False
-
-        def attended(self, query: Any, mask: Any, scaling: float | None, noted: Any = None) -> None:
+        def attended(self, query: Any, mask: Any, scaling: float | None) -> None:
             """After attention: hold what came, and code what is old enough."""
             assert self.coming is not None
             new, count = self._what(self.coming), int(query.shape[2])
