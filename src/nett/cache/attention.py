@@ -39,7 +39,7 @@ def attend(
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    layer = getattr(key, "nett_layer", None)
+    layer: Any = getattr(key, "nett_layer", None)
     noted: dict[str, Any] = {}
     fits = attention_mask is None or attention_mask.shape[-1] == key.shape[-2]  # made by what the first layer holds
     if not dropout and hasattr(layer, "fuses") and layer.fuses(query, attention_mask):

@@ -76,7 +76,7 @@ def summed(numbers: Tensor, sets: Tensor, count: int) -> Tensor:
     heads, _, width = numbers.shape
     rows = (sets + torch.arange(heads, device=sets.device)[:, None] * count).flatten()
     found: Tensor = numbers.new_zeros(heads * count, width).index_add_(0, rows, numbers.flatten(0, 1))
-    return found.unflatten(0, (heads, count))
+    return found.view(heads, count, width)
 
 
 def rows_of(numbers: Tensor, index: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def rows_of(numbers: Tensor, index: Tensor) -> Tensor:
 
     heads, count, _ = numbers.shape
     flat = (index + torch.arange(heads, device=index.device)[:, None] * count).flatten()
-    return numbers.flatten(0, 1).index_select(0, flat).unflatten(0, tuple(index.shape))
+    return numbers.flatten(0, 1).index_select(0, flat).view(*index.shape, -1)
 
 
 def gone_first(found: Merged, mass: Tensor, keep: int) -> Merged:

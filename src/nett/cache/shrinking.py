@@ -85,7 +85,7 @@ class Shrinking(Noticing):
             index = shown[told.index].reshape(rows, heads, -1)
             flat = index.flatten(0, 1)
             self.keys, self.values = (
-                rows_of(t.flatten(0, 1), flat).unflatten(0, (rows, heads)) for t in (self.keys, self.values)
+                rows_of(t.flatten(0, 1), flat).view(rows, heads, *flat.shape[1:], -1) for t in (self.keys, self.values)
             )
             for name in CARRIED:
                 held = getattr(self, name)

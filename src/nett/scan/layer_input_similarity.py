@@ -78,4 +78,4 @@ def measured(layers: Sequence[Sequence[tuple[Any, ...]]]) -> list[float]:
 def _variance(parts: Sequence[Any]) -> float:
     count = sum(p.numel() for p in parts)
     mean = sum(float(p.sum()) for p in parts) / count
-    return sum(float((p - mean).square().sum()) for p in parts) / count
+    return float(sum(float((p - mean).square().sum()) for p in parts) / count)
