@@ -92,7 +92,12 @@ def test_attention(bed: tuple[Path, Path], seen: dict[str, Any]) -> None:
         expected.append(((share < 0.5).sum(-1) + 1).mean(0) / 40)
     found = np.array(said.figures[str(asset)]["heads"])
     assert np.allclose(found, expected, atol=1 / 40)  # one token, where sums tie with the half
-    assert {f.edge.method for f in said.found} == {f"cache/{n}" for n in ("window", "knorm", "h2o", "snapkv", "expected_attention", "ems")}  # fmt: skip
+    names = ("window", "knorm", "h2o", "snapkv", "expected_attention", "ems")
+    assert all(f"{n}: KL" in said.figures[str(asset)] for n in names)
+    saves = {
+        n for n in names if said.figures[str(asset)][f"{n}: bytes held"] < 1
+    }  # some hold more than a cache so small
+    assert {f.edge.method for f in said.found} == {f"cache/{n}" for n in saves} and {"window", "h2o"} <= saves
 
 
 def test_one_run_for_all(bed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
