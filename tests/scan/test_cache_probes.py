@@ -114,7 +114,7 @@ def test_one_run_for_all(bed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
         n: {"text": str(text), **QUICK} for n in ("key_similarity", "layer_input_similarity", "attention_sparsity")
     }
     said = run_probes(probes, [str(asset)], threads=1)
-    assert len(calls) == 1 and len(said.edges) >= 7 and not cached_text._RUNS
+    assert len(calls) == 1 and len(said.edges) >= 4 and not cached_text._RUNS
     assert said.lossless == 0, "what a cache would save is no byte of the checkpoint"
 
 
