@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nett.experts.duplex import Processor, expert_seconds, split
+from nett.experts.duplex import Processor, expert_seconds, split, split_by_space
 from nett.experts.duplex_costs import QUANTITIES, Costs, Layers, Stage
 from nett.experts.duplex_reading import Setup
 from nett.experts.duplex_settings import SCHEMES, Settings
@@ -137,6 +137,21 @@ def test_splits_by_tokens_against_all_subsets(tokens: list[int]) -> None:
     assert best * (1 - 1e-12) <= found <= 1.25 * best + 1e-12
 
 
+@given(TIMES, st.integers(1, 5))
+def test_spaces_of_the_memory_by_brute_force(rows: list[tuple[int, int]], spaces: int) -> None:
+    """All experts of a space on one processor; never faster than the best of all subsets, never slower than one processor."""
+    xpu, pim = np.array(rows, np.float64).T
+    on_pim, far, near = split_by_space(xpu[None], pim[None], spaces)
+    best = np.inf
+    for way in itertools.product((False, True), repeat=spaces):
+        there = np.array([way[e % spaces] for e in range(len(xpu))])
+        best = min(best, max(xpu[~there].sum(), pim[there].sum()))
+    assert max(far[0], near[0]) == best <= min(xpu.sum(), pim.sum())
+    assert (far[0], near[0]) == (xpu[~on_pim[0]].sum(), pim[on_pim[0]].sum())
+    for space in range(spaces):
+        assert len(set(on_pim[0][space::spaces].tolist())) <= 1
+
+
 STAGES = st.tuples(st.integers(0, 64), st.integers(1, 4000), st.integers(0, 3), st.integers(1, 500))
 
 
@@ -147,13 +162,18 @@ STAGES = st.tuples(st.integers(0, 64), st.integers(1, 4000), st.integers(0, 3), 
     st.sampled_from([(1, 1), (1, 4), (2, 2)]),
     st.floats(0.5, 16),
     st.floats(0.5, 64),
+    st.sampled_from([0, 4]),
 )
 def test_no_scheme_is_slower_than_what_it_contains(
-    of: tuple[int, int, int, int], cut: str, devices: tuple[int, int], bandwidth: float, opb: float
+    of: tuple[int, int, int, int], cut: str, devices: tuple[int, int], bandwidth: float, opb: float, spaces: int
 ) -> None:
     decoding, context, prompts, length = of
     pim = {"bandwidth": f"{bandwidth}x", "flops": f"{opb} FLOP/B"}
-    made = setup(SMALL, hardware={"nodes": devices[0], "devices": devices[1], "pim": pim}, serving={"experts": cut})
+    made = setup(
+        SMALL,
+        hardware={"nodes": devices[0], "devices": devices[1], "pim": pim},
+        serving={"experts": cut, "spaces": spaces},
+    )
     drawn = layers(made, 2000, drawn=3)
     tokens = prompts * length
     one = stage(decoding=decoding, contexts=decoding * context, prompts=prompts, tokens=tokens,

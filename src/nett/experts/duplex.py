@@ -105,6 +105,20 @@ def split(xpu: Times, pim: Times) -> Split:
     return Split(best[..., 0], *(np.take_along_axis(t, best, -1)[..., 0] for t in (far, near)))
 
 
+def split_by_space(xpu: Times, pim: Times, spaces: int) -> tuple[Any, Times, Times]:
+    """The best of all ways to give each of the memory's ``spaces`` to one processor; expert ``e`` lies in space ``e % spaces``.
+
+    Returns which experts are on Logic-PIM, in their own order, and the seconds of the xPU and of Logic-PIM.
+    """
+    space = np.arange(xpu.shape[-1]) % spaces
+    ways = (np.arange(2**spaces)[:, None] >> np.arange(spaces)) & 1  # [ways, spaces]
+    taken = ways[:, space].astype(np.float64)  # [ways, experts]
+    near, far = pim @ taken.T, xpu @ (1 - taken).T
+    best = np.maximum(near, far).argmin(-1)
+    picked = best[..., None]
+    return taken[best] > 0, *(np.take_along_axis(t, picked, -1)[..., 0] for t in (far, near))
+
+
 def _ends(each: Times) -> Times:
     """Sums of the first 0, 1, … of the last axis."""
     return np.concatenate([np.zeros((*each.shape[:-1], 1)), each.cumsum(-1)], -1)

@@ -13,7 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
-from nett.experts.duplex import Device, Split, device_of, expert_seconds, split
+from nett.experts.duplex import Device, device_of, expert_seconds, split, split_by_space
 from nett.experts.duplex_reading import Setup
 from nett.experts.duplex_routing import draws, grid, popularity, realised
 from nett.experts.duplex_settings import Scheme
@@ -77,6 +77,7 @@ class Costs:
         self.devices, self.nodes = hardware.devices, hardware.nodes
         everywhere = self.devices * self.nodes
         self.groups = self.nodes if serving.experts == "tensor" else min(max(self.model.experts, 1), everywhere)
+        self.spaces = serving.spaces
         self.products = [p for p in products(self.model, self.devices) if p.name != "head"]
         self.head = [p for p in products(self.model, self.devices) if p.name == "head"]
         self.attention = attention(self.model, self.devices, self.size)
@@ -149,24 +150,28 @@ class Costs:
         work = expert(self.model, 1 / width, self.size)
         held = -(-counts.shape[-1] // self.groups)
         pad = [(0, 0)] * (counts.ndim - 1) + [(0, held * self.groups - counts.shape[-1])]
-        tokens = np.sort(np.pad(counts, pad).reshape(*counts.shape[:-1], self.groups, held), axis=-1)
+        tokens = np.pad(counts, pad).reshape(*counts.shape[:-1], self.groups, held)
+        if not self.spaces:  # where an expert lies does not matter
+            tokens = np.sort(tokens, axis=-1)
         xpu, pim = (expert_seconds(tokens, work, p) for p in (self.device.xpu, self.device.pim))
-        parted = self._split(xpu, pim)
-        on_pim = np.arange(held) < parted.count[..., None]
+        on_pim, far, near = self._split(xpu, pim)
         flops = tokens * work.flops * width
         moved = np.where(tokens > 0, work.weight_bytes + tokens * work.token_bytes, 0.0) * width
         sums = [(v * m).sum((-1, -2)) for v in (flops, moved) for m in (~on_pim, on_pim)]
-        busy = parted.xpu.mean(-1), parted.pim.mean(-1)
-        zero = np.zeros(parted.count.shape[:-1])
-        return np.stack([parted.seconds.max(-1), *busy, *sums, zero, zero], -1)
+        zero = np.zeros(far.shape[:-1])
+        return np.stack([np.maximum(far, near).max(-1), far.mean(-1), near.mean(-1), *sums, zero, zero], -1)
 
-    def _split(self, xpu: Array, pim: Array) -> Split:
+    def _split(self, xpu: Array, pim: Array) -> tuple[Array, Array, Array]:
+        """Which experts are on Logic-PIM, and the seconds of the xPU and of Logic-PIM."""
         if self.scheme in ("experts", "duplex") and "experts" in self.device.layers:
-            return split(xpu, pim)
+            if self.spaces:
+                return split_by_space(xpu, pim, self.spaces)
+            found = split(xpu, pim)
+            return np.arange(xpu.shape[-1]) < found.count[..., None], found.xpu, found.pim
         far, near = xpu.sum(-1), pim.sum(-1)
         on_pim = self.device.on_pim(self.scheme, "experts", far, near)
-        count = np.where(on_pim, xpu.shape[-1], 0)
-        return Split(count, np.where(on_pim, 0.0, far), np.where(on_pim, near, 0.0))
+        whole = np.broadcast_to(on_pim[..., None], xpu.shape)
+        return whole, np.where(on_pim, 0.0, far), np.where(on_pim, near, 0.0)
 
     @cached_property
     def table(self) -> Array:

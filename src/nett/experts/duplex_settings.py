@@ -175,10 +175,12 @@ class Requests(_Strict):
 
 class Serving(_Strict):
     """``batch``: requests at a time at most. ``experts``: each whole on one device (expert) or cut over those of a node
-    (tensor). ``chunk``: prompt tokens of a stage at most; 0 for whole prompts. ``memory_share``: what may be filled."""
+    (tensor). ``spaces``: the paper's parts of the memory; all experts of a part are on one processor at a time, so that both never
+    read the same banks (4 there); 0 where any expert can be on either. ``chunk``: prompt tokens of a stage at most; 0 for whole prompts. ``memory_share``: what may be filled."""
 
     batch: Count = 64
     experts: Literal["tensor", "expert"] = "tensor"
+    spaces: Annotated[int, Field(ge=0, le=8)] = 0
     chunk: Some = 0
     memory_share: Share = 0.9
 

@@ -38,7 +38,7 @@ def simulate(
     When to use: to see what limits a server (weights of experts, keys and values, operations), and what a device with logic near
         its memory, or other sizes, rates, batches and routings, would change.
     When not: to predict the milliseconds of a real server: rooflines know no launch of a kernel, no bank conflict, no network that is
-        busy; efficiencies below 1 can be given. Which memory banks an expert lies in does not restrict its processor here.
+        busy; efficiencies below 1 can be given.
     Guarantee: computed from the rates that the settings give; on the same requests and the same routing for all schemes. Stage by
         stage no scheme is slower than one that it contains.
     Cost: some millions of stages a minute; ten thousand requests of a thousand tokens take seconds a scheme.
