@@ -53,3 +53,18 @@ def test_no_more_logits_at_a_time_than_asked_for(llama: Path) -> None:
         for number, _, at, logits in walk.pieces(8):
             assert torch.allclose(logits, whole[number, at : at + len(logits)], atol=1e-5)
     assert seen == [(n, at, (min(8, 19 - at), 64)) for n in (0, 1) for at in (0, 8, 16)]
+
+
+def test_what_is_equal_outside_the_blocks_is_held_once(llama: Path, tmp_path: Path) -> None:
+    other = fine_tune_of(llama, tmp_path / "other", seed=1, density=1.0, size=0.1)
+    with open_checkpoint(llama) as first, open_checkpoint(llama) as same, open_checkpoint(other) as changed:
+        skeletons = [open_skeleton(c) for c in (first, same, changed)]
+        with skeletons[0].ground() as model:
+            places = {n: model.get_parameter(n).data_ptr() for n in skeletons[0].ground_names}
+            for skeleton, shared in zip(skeletons[1:], (True, False), strict=True):
+                with skeleton.ground(skeletons[0]) as again:
+                    table = again.get_input_embeddings().weight
+                    assert (table.data_ptr() in places.values()) is shared
+                    plain = skeleton.tensor(skeleton.stored["model.embed_tokens.weight"]).float()
+                    assert torch.equal(table, plain)
+            assert not any(p.is_meta for n, p in model.named_parameters() if n in places)  # the lender keeps its own

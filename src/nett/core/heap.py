@@ -1,4 +1,5 @@
-"""Memory that was freed stays with the process for the next chunk, where this process is nett's own."""
+"""Memory that was freed: it stays with the process for the next chunk, where this process is nett's own, until it is
+given back between one part of the work and the next."""
 
 from __future__ import annotations
 
@@ -21,3 +22,13 @@ def keep_freed() -> None:
         return
     mallopt(MMAP_THRESHOLD, LARGEST)
     mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def give_back() -> None:
+    """Give the system what was freed and lies between what is in use. Where the C library is not glibc, nothing happens."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return

@@ -14,6 +14,7 @@ import numpy as np
 
 from nett.core.blocks import Skeleton, Walk
 from nett.core.dtypes import Array
+from nett.core.heap import give_back
 from nett.core.windows import Windows
 
 _ROWS = 64  # positions whose logits are compared at a time
@@ -77,6 +78,7 @@ def qualities(original: Skeleton, results: Sequence[Skeleton], windows: Windows)
     """Each of several models against the original, which is run once."""
     import torch
 
+    give_back()  # what was freed while the results were made
     ids = torch.from_numpy(windows.ids)
     before = Walk(original, ids).through()
     return [compared(before, Walk(result, ids).through(), windows) for result in results]
@@ -85,7 +87,7 @@ def qualities(original: Skeleton, results: Sequence[Skeleton], windows: Windows)
 def compared(before: Walk, after: Walk, windows: Windows) -> Quality:
     """Of two walks that have all blocks behind them."""
     table = np.zeros((sum(len(ids) for ids in before.batches), 4))
-    for (window, ids, at, mine), (*_, theirs) in zip(before.pieces(_ROWS), after.pieces(_ROWS), strict=True):
+    for (window, ids, at, mine), (*_, theirs) in zip(before.pieces(_ROWS), after.pieces(_ROWS, before), strict=True):
         table[window] += _piece(ids[at + 1 : at + 1 + len(mine), None], mine, theirs) / (len(ids) - 1)
         del mine, theirs  # before the next are computed
     return Quality(table[:, 0], table[:, 1], table[:, 2], table[:, 3], windows)

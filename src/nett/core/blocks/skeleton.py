@@ -21,6 +21,8 @@ from nett.core.errors import Refused, missing_extra
 from nett.core.fused import Fused, resolved_names, shape_of
 from nett.core.torch_model import described
 
+_PIECE = 1 << 20  # numbers of a tensor that are compared at a time
+
 
 @final
 @dataclass(frozen=True)
@@ -149,17 +151,37 @@ class Skeleton:
                 self._empty(number)
 
     @contextmanager
-    def ground(self) -> Iterator[Any]:
-        """The model with the weights of all that lies outside its blocks, in float32."""
+    def ground(self, like: Skeleton | None = None) -> Iterator[Any]:
+        """The model with the weights of all that lies outside its blocks, in float32; those that are equal to what
+        ``like`` holds just now are shared with it, and take no memory of their own."""
         for name in self.ground_names:
             if name in self.stored:
-                put(self.model, name, self.tensor(self.stored[name]).float())
+                held = self._held_by(like, name)
+                put(self.model, name, self.tensor(self.stored[name]).float() if held is None else held)
         self.model.tie_weights()
         try:
             yield self.model
         finally:
             for name in self.ground_names:
                 put(self.model, name, None)
+
+    def _held_by(self, other: Skeleton | None, name: str) -> Any:
+        """Another model's parameter of a name, if it has the very values of the checkpoint's tensor; else None. The file
+        is read a piece at a time."""
+        import torch
+
+        if other is None or name not in other.ground_names:
+            return None
+        info, held = self.checkpoint.tensors[self.stored[name]], other.model.get_parameter(name)
+        if held.device != torch.device(self.device) or tuple(held.shape) != info.shape:
+            return None
+        flat = held.detach().reshape(-1)
+        for at in range(0, info.size, _PIECE):
+            raw = torch.from_numpy(self.checkpoint.read(info.name, at, min(at + _PIECE, info.size)).view(np.uint8))
+            piece = raw.view(getattr(torch, info.dtype.alias)).to(flat)
+            if not torch.equal(piece, flat[at : at + _PIECE]):
+                return None
+        return held
 
     def _check(self) -> None:
         """Every parameter has its tensor, of its shape; but for output layers that are tied to the embeddings."""

@@ -140,15 +140,16 @@ class Walk:
                     # Kept in no variable here; and given outside of no_grad, which two at a time would leave on.
                     yield ids[i : i + step], of(model, ids[i : i + step], hidden[i : i + step])
 
-    def pieces(self, rows: int) -> Iterator[tuple[int, Any, int, Any]]:
+    def pieces(self, rows: int, like: Walk | None = None) -> Iterator[tuple[int, Any, int, Any]]:
         """(number of a window, its ids, a position, logits float32 ``[at most rows, vocabulary]`` from there on) for all
-        windows and all positions but their last; no more of them is computed at a time where the model can do that."""
+        windows and all positions but their last; no more of them is computed at a time where the model can do that.
+        ``like``: a walk that is at its pieces, whose embeddings are shared where they are equal."""
         import inspect
 
         import torch
 
         number = -1
-        with self.skeleton.ground() as model:
+        with self.skeleton.ground(like.skeleton if like is not None else None) as model:
             able = "logits_to_keep" in inspect.signature(model.forward).parameters
             for ids, hidden in zip(self.batches, self.hidden, strict=True):
                 for i in range(len(ids)):
