@@ -17,7 +17,7 @@ from nett.core.dtypes import Array
 from nett.core.heap import give_back
 from nett.core.windows import Windows
 
-_ROWS = 64  # positions whose logits are compared at a time
+_ROWS = 32  # positions whose logits are compared at a time
 # Two-sided 95 % points of Student's t by degrees of freedom; beyond them the normal's.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
       2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip

@@ -19,6 +19,7 @@ from nett.core import expert_map, ragged
 from nett.core.checkpoint import Checkpoint
 from nett.core.errors import Refused, missing_extra
 from nett.core.fused import Fused, resolved_names, shape_of
+from nett.core.heap import give_back
 from nett.core.torch_model import described
 
 _PIECE = 1 << 20  # numbers of a tensor that are compared at a time
@@ -110,8 +111,11 @@ class Skeleton:
 
     def _empty(self, number: int) -> None:
         module = self.blocks[number]
+        size = sum(p.numel() for p in module.parameters())
         for name in [*self.block_names(number), *self.block_fused(number)]:
             put(module, name, None)
+        if size > _PIECE:
+            give_back()  # the pieces that its tensors were read in lie between what lives on
 
     def tensor(self, name: str) -> Any:
         """A tensor of the checkpoint in its own type, on the device; Refused where it holds NaN or infinity."""
