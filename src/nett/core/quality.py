@@ -87,6 +87,7 @@ def qualities(original: Skeleton, results: Sequence[Skeleton], windows: Windows)
 def compared(before: Walk, after: Walk, windows: Windows) -> Quality:
     """Of two walks that have all blocks behind them."""
     table = np.zeros((sum(len(ids) for ids in before.batches), 4))
+    give_back()
     for (window, ids, at, mine), (*_, theirs) in zip(before.pieces(_ROWS), after.pieces(_ROWS, before), strict=True):
         table[window] += _piece(ids[at + 1 : at + 1 + len(mine), None], mine, theirs) / (len(ids) - 1)
         del mine, theirs  # before the next are computed

@@ -14,6 +14,7 @@ from typing import Any, final
 from nett.core.blocks import Linear, Skeleton, Walk
 from nett.core.blocks.skeleton import put
 from nett.core.errors import NettError, ProofFailed
+from nett.core.heap import give_back
 from nett.core.parts import FOLDER, read_part, write_part
 from nett.core.progress import report
 from nett.core.receipt import file_sha256
@@ -77,6 +78,7 @@ def work(
         _note(done, tasks, entry)
         if walk is not None and not last:
             _pass_on(walk, ground, fmt, number, tasks, entry, read_part(path))
+        give_back()
         report.step(1)
     report.end()
     return done
