@@ -71,6 +71,18 @@ def model() -> Path:
     return Path(made_once("experts-law-model", make))
 
 
+def patterns() -> Path:
+    """What nett experts premoe stores of it."""
+
+    def make(to: Path) -> str:
+        nett.experts.premoe(
+            [str(model())], task=f"one={text(to)}", out=to / "patterns", length=24, samples=4, threads=1
+        )
+        return str(to / "patterns")
+
+    return Path(made_once("experts-law-patterns", make))
+
+
 def text(folder: Path) -> Path:
     words = ["sun", "road", "river", "letter", "house", "dust", "noon", "brother", "water", "air"]
     file = folder / "text.txt"
@@ -111,13 +123,16 @@ def logits(folder: Path) -> Any:
 
 
 def told(card: Card, folder: Path) -> Any:
-    more = {"text": str(text(folder))} if card.parameter("text") else {}
+    more = {"text": str(text(folder))} if card.parameter("text") and not card.parameter("query") else {}
+    more |= {"task": f"one={text(folder)}"} if card.parameter("task") else {}
+    more |= {"query": "sun and road"} if card.parameter("query") else {}
     small = {n: v for n, v in {"length": 24, "samples": 4, "threads": 1}.items() if card.parameter(n)}
     parameters = card.resolve(small | quick(card) | more)
     parameters |= {
         p.name: Path(v) for p in card.parameters if p.type == "path" and (v := parameters[p.name]) is not None
     }
-    return measure_laws.timeless(card.load()([str(model())], **parameters))
+    asset = patterns() if card.parameter("query") else model()
+    return measure_laws.timeless(card.load()([str(asset)], **parameters))
 
 
 # -- laws -------------------------------------------------------------------------------------------------------
@@ -267,8 +282,9 @@ def same_answer_twice(card: Card, folder: Path) -> None:
 
 def looking_changes_nothing(card: Card, folder: Path) -> None:
     text(folder)
-    files = [*sorted(model().rglob("*")), *sorted(folder.rglob("*"))]
+    made = [model(), *([patterns()] if card.parameter("query") else [])]
+    files = sorted(f for where in (*made, folder) for f in where.rglob("*"))
     before = {f: f.read_bytes() for f in files if f.is_file()}
     told(card, folder)
     assert {f: f.read_bytes() for f in before} == before
-    assert [*sorted(model().rglob("*")), *sorted(folder.rglob("*"))] == files
+    assert sorted(f for where in (*made, folder) for f in where.rglob("*")) == files

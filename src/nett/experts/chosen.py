@@ -1,12 +1,13 @@
 """A checkpoint of which only some experts are seen: read as the smaller model that it is then.
 
 Nothing is copied: experts get new numbers, the router's rows are read where they lie, and what is not chosen is never
-touched. ``bytes_read`` counts what was read of the files.
+touched. ``reads`` and ``bytes_read`` count what was read of the files.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -23,18 +24,25 @@ class Chosen(Checkpoint):
     """``kept``: for each mixture of ``of`` the experts that are seen, in their new order. The config counts them; where
     layers differ in number, it says so for ``nett.load`` alone (:mod:`nett.core.expert_map`).
 
-    Closing it leaves ``of`` open. Raises what :func:`nett.experts.view.experts_view` raises.
+    Closing it leaves ``of`` open, unless that is ``owned``. ``reference``: what opens the same again, where it is not the
+    whole model's. Raises what :func:`nett.experts.view.experts_view` raises.
     """
 
     def __init__(
-        self, of: Checkpoint, kept: Sequence[Sequence[int]], layers: Sequence[FileLayer] | None = None
+        self,
+        of: Checkpoint,
+        kept: Sequence[Sequence[int]],
+        layers: Sequence[FileLayer] | None = None,
+        *,
+        owned: bool = False,
+        reference: str | None = None,
     ) -> None:
         layers = experts_view(of) if layers is None else layers
         self._of, self.kept = of, [list(map(int, k)) for k in kept]
-        self.layers = layers
+        self.layers, self._owned, self._reference = layers, owned, reference or of.reference
         self.path, self.files, self.format = of.path, of.files, of.format
         self.metadata, self.notes = of.metadata, of.notes
-        self.bytes_read = 0
+        self.reads: Counter[str] = Counter()  # bytes by tensor
         self._from: dict[str, tuple[str, list[int] | None]] = {}  # name -> tensor of the file, its rows where not all
         gone = {n for layer in layers for n in layer.place.experts}
         rows: dict[str, list[int]] = {}
@@ -80,15 +88,22 @@ class Chosen(Checkpoint):
                 first = rows[row] * each + inside
                 found[at - start : end - start] = self._of.read(source, first, first + end - at)
                 at = end
-        self.bytes_read += found.nbytes
+        self.reads[name] += found.nbytes
         return found
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the files, by all readings so far."""
+        return sum(self.reads.values())
 
     def close(self) -> None:
         """The checkpoint behind it is closed by who opened it."""
+        if self._owned:
+            self._of.close()
 
     @property
     def reference(self) -> str:
-        return self._of.reference
+        return self._reference
 
     def beside(self) -> dict[str, bytes] | None:
         return self._of.beside()

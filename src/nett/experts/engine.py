@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from nett.core.checkpoint.base import Checkpoint
 from nett.core.errors import Refused, UsageError
 from nett.core.registry import Between, Card, With
 
@@ -90,6 +91,16 @@ def restore(folder: Path, receipt: Mapping[str, Any], **options: Any) -> dict[st
         where=folder,
         hint=f"Use {origin}.",
     )
+
+
+def open_inside(folder: Path, receipt: Mapping[str, Any], name: str) -> Checkpoint:
+    """The model with the experts of the stored task ``name``, read where it lies. Refused for outputs that store no tasks."""
+    if receipt["method"] != "premoe":
+        what = f"has no {name!r} inside" if name else "holds no checkpoint"
+        raise Refused(f"{what}: it was written by experts/{receipt['method']}", where=folder)
+    from nett.experts.task_checkpoint import open_task
+
+    return open_task(folder, name)
 
 
 def verify(folder: Path, receipt: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:
