@@ -45,7 +45,7 @@ def _plain(value: Any) -> Any:
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if "second" not in k}
+        return {k: timeless(v) for k, v in value.items() if "second" not in k and k != "resident"}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 

@@ -34,10 +34,10 @@ def fit_experts(model: Any, mark: Sequence[Mapping[str, Any]], where: Any) -> No
             raise Refused(
                 f"{MARK} of {mixture.name} maps {len(table)} experts to {stored}, its router has {asked}", where=where
             )
-        _resize(mixture.experts, stored, asked)
+        resize(mixture.experts, stored, asked)
         mixture.experts.num_experts = stored
         if table is None:
-            _resize(mixture.router, stored, asked)
+            resize(mixture.router, stored, asked)
             for name in ("num_experts", "out_features"):
                 if hasattr(mixture.router, name):
                     setattr(mixture.router, name, stored)
@@ -50,7 +50,7 @@ def _remapped(table: Any, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return (hidden, table.to(index.device)[index], *more)
 
 
-def _resize(module: Any, count: int, before: int) -> None:
+def resize(module: Any, count: int, before: int) -> None:
     """Parameters and buffers of ``module`` with ``before`` rows get ``count``."""
     import torch
 
