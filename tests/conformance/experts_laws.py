@@ -132,7 +132,8 @@ def told(card: Card, folder: Path) -> Any:
         p.name: Path(v) for p in card.parameters if p.type == "path" and (v := parameters[p.name]) is not None
     }
     asset = patterns() if card.parameter("query") else model()
-    return measure_laws.timeless(card.load()([str(asset)], **parameters))
+    said = card.load()([str(asset)], **parameters)
+    return measure_laws.timeless({k: v for k, v in said.items() if k != "say"})  # where speeds may stand
 
 
 # -- laws -------------------------------------------------------------------------------------------------------
