@@ -58,6 +58,7 @@ def offload(
     Cost: a miss reads one expert from disk; memory is the dense parts and experts * layers of them.
     Source: P17 (arXiv:2505.16056) compares LRU and LFU with Belady's optimum and with a cache that knows the next span
         tokens (SCH, here foresight); segment is its idea of local routing without looking ahead, and ours.
+    Place: system level, offloading, caching
     """
     from nett.core.report.answer import answered
     from nett.core.staging import check_folders

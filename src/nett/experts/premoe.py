@@ -47,15 +47,16 @@ def premoe(
         dry_run: say what would be done, and do nothing.
     Example:
         nett.experts.premoe(["MODEL"], task=["code=code.txt", "prose=prose.txt"], out=Path("patterns"))
-        model = nett.load("patterns/code", as_model=True)                    # reads the experts of code alone
+        model = nett.load("patterns/code", as_model=True)  # reads the experts of code alone
         served = nett.experts.loader("patterns", query="def area(radius):")  # of the stored task nearest to a query
-        served.switch(task="prose")                                          # reads what prose has and code has not
+        served.switch(task="prose")  # reads what prose has and code has not
     When to use: one mixture serves tasks that are apart, and memory holds a part of it at a time.
     When not: queries change their task all the time, or are like no task that was stored: nett experts offload keeps all
         experts within reach.
     Cost: one pass of all texts through the model; to judge each task, one more of its held-out windows, twice.
     Source: P66 (arXiv:2505.17639): TCESS and the stored patterns are those of the authors' code (K_a = 1, raw logits, no
         threshold); that selection counts logits, without the biases and pools that some routers add, is theirs too.
+    Place: model level, compression, pruning; system level, offloading, prefetching
     """
     from nett.experts.making_patterns import make_patterns
 

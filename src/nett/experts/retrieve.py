@@ -37,6 +37,7 @@ def retrieve(
     When not: in a program that serves queries: there nett.experts.loader finds the task and loads it.
     Cost: reads what comes before the first router, and no expert.
     Source: P66 (arXiv:2505.17639), task-adaptive expert retrieval, as the authors' code does it.
+    Place: system level, offloading, prefetching
     """
     from nett.core.report.answer import answered
     from nett.core.staging import check_folders
