@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,15 @@ def test_a_running_cache_is_that_of_the_trace(policy: Any) -> None:
         assert (cache.requests, cache.hits) == rate_of(padded(rows), 16, size, policy, 8)[:2]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """How products are rounded depends on how many threads there are, and with several on how busy the machine is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def in_memory(folder: Path, ids: Any, step: int, kind: Any = torch.float32) -> Any:
     import transformers
 
@@ -142,6 +152,7 @@ def stepwise(model: Any, ids: Any, step: int) -> Any:
     return torch.cat(found, 1)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_logits_to_the_bit(family: str, tmp_path: Path) -> None:
     """With three of six experts in memory, one token at a time, and with one, five at a time; what is read is what was
@@ -161,6 +172,7 @@ def test_same_logits_to_the_bit(family: str, tmp_path: Path) -> None:
             assert asked.count == -(-30 // step) and asked.chosen == 2
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_bfloat16(tmp_path: Path) -> None:
     folder = write_mixture(tmp_path / "model")
     half = tmp_path / "half"

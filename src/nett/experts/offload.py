@@ -53,8 +53,9 @@ def offload(
     When to use: a mixture does not fit into memory; or to choose how many of its experts to hold, and by which policy.
     When not: prompts are long and continuations short: a prompt asks for nearly all experts, whatever is held.
     Guarantee: exact. Every expert is computed by the model's own code from the same numbers, and added in the same order:
-        the logits are those of the model in memory, bit for bit, by its plain (eager) experts and with its weights in
-        memory of their own (in a mapped file they may lie so that the processor's products are rounded otherwise).
+        the logits are those of the model in memory, bit for bit, by its plain (eager) experts, on one thread and with its
+        weights in memory of their own: the processor's products are rounded otherwise by several threads, or where a mapped
+        file puts the numbers.
     Cost: a miss reads one expert from disk; memory is the dense parts and experts * layers of them.
     Source: P17 (arXiv:2505.16056) compares LRU and LFU with Belady's optimum and with a cache that knows the next span
         tokens (SCH, here foresight); segment is its idea of local routing without looking ahead, and ours.
