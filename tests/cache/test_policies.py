@@ -15,7 +15,7 @@ from nett.cache.budget import Budget
 from nett.cache.policy import ledger
 from nett.core.errors import Refused, UsageError
 
-SELECTING = ("full", "window", "random", "knorm", "h2o", "snapkv", "expected_attention", "kvmerger", "ems")
+SELECTING = ("full", "window", "random", "knorm", "h2o", "snapkv", "adakv", "expected_attention", "kvmerger", "ems")
 
 
 def policy(name: str, **more: Any) -> Any:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nett.cache.policy import Policy
     from nett.cache.protocol import Coded
 
-HELD = ("keys", "values", "valid", "tokens", "queries", *CARRIED)  # tensors, rows first
+HELD = ("keys", "values", "valid", "tokens", "queries", "counts", *CARRIED)  # tensors, rows first
 
 
 @cache
@@ -44,6 +44,9 @@ def layer_class() -> Any:
             self.reach: Any = None
             self.at: Any = None  # position of the last token in a slot, where queries are kept
             self.queries: Any = None  # [b, hq, w, d], of the last tokens
+            self.there: Any = None  # bool [b, h, m], None where every head has all slots
+            self.packed: Any = None  # then, between two tokens, what of them is held, by name: [t, d] or [t]
+            self.counts: Any = None  # and how many of these each head has, int [b, h]
             self.asked: Any = None  # sums of queries before rotation, see nett.cache.expecting
             self.given: Any = None  # what came to attention, while it is computed
             self.scaling: float | None = None
@@ -55,6 +58,7 @@ def layer_class() -> Any:
         # -- what transformers asks ---------------------------------------------------------------------------
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **more: Any) -> tuple[Any, Any]:
+            self._unpack()
             self.coming = int(key_states.shape[-2])
             self.seen += self.coming
             keys, values = super().update(key_states, value_states)
@@ -77,7 +81,32 @@ def layer_class() -> Any:
             if name == "at":
                 places = torch.arange(self.seen - shape[-1], self.seen, device=device, dtype=torch.float32)
                 return places.expand(shape)
+            if name == "there":
+                return torch.ones(shape, dtype=torch.bool, device=device)
             return torch.full(shape, float(name == "sizes"), device=device)
+
+        def _pack(self) -> None:
+            """Where heads hold unequally many slots, hold those alone, one after the other; for attention they are put side by
+            side, with nothing before those of heads that hold fewer."""
+            if self.there is None:
+                return
+            names = [n for n in ("keys", "values", *CARRIED) if n != "there" and getattr(self, n) is not None]
+            self.packed = {name: getattr(self, name)[self.there] for name in names}
+            self.counts = self.there.sum(-1)
+            self.keys, self.values = (t[:, :, :0].clone() for t in (self.keys, self.values))
+            for name in CARRIED:
+                setattr(self, name, None)
+
+        def _unpack(self) -> None:
+            if self.packed is None:
+                return
+            most = int(self.counts.max())
+            self.there = torch.arange(most, device=self.counts.device) >= most - self.counts[..., None]
+            for name, flat in self.packed.items():
+                empty = flat.new_zeros(*self.there.shape, *flat.shape[1:])
+                empty[self.there] = flat
+                setattr(self, name, empty)
+            self.packed = self.counts = None
 
         def get_seq_length(self) -> int:
             return self.seen
@@ -85,6 +114,8 @@ def layer_class() -> Any:
         @property
         def held(self) -> int:
             """Slots, of numbers and of codes."""
+            if self.packed is not None:
+                return int(self.counts.max())
             here = int(self.keys.shape[-2]) if self.is_initialized and self.keys.numel() else 0
             return here + sum(c.keys.shape[1] for c in self.chunks)
 
@@ -117,10 +148,12 @@ def layer_class() -> Any:
         def _rows(self, change: Any) -> None:
             if self.chunks:
                 raise NotImplementedError("rows of a cache that is held as codes cannot be moved")
+            self._unpack()
             for name in HELD:
                 held = getattr(self, name)
                 if held is not None and held.numel():
                     setattr(self, name, change(held))
+            self._pack()
             if self.asked is not None:
                 self.asked = tuple(change(t) for t in self.asked)
 
@@ -128,7 +161,7 @@ def layer_class() -> Any:
 
         def state(self) -> dict[str, Any]:
             """All that decides how it goes on."""
-            names = (*HELD, "asked", "chunks", "seen", "scaling", "done")
+            names = (*HELD, "packed", "asked", "chunks", "seen", "scaling", "done")
             return {name: getattr(self, name) for name in names}
 
         def take_state(self, state: Mapping[str, Any]) -> None:
@@ -147,7 +180,7 @@ def layer_class() -> Any:
         @property
         def nbytes(self) -> int:
             """Bytes of all that is held."""
-            held = [*(getattr(self, n) for n in HELD), *(self.asked or ())]
+            held = [*(getattr(self, n) for n in HELD), *(self.packed or {}).values(), *(self.asked or ())]
             codes = sum(bytes_of(g) for c in self.chunks for g in (c.keys, c.values))
             return int(codes + sum(t.numel() * t.element_size() for t in held if t is not None))
 

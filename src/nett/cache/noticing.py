@@ -25,6 +25,8 @@ class Noticing(ABC):
     reach: Any
     at: Any
     queries: Any
+    there: Any
+    counts: Any
     asked: expecting.Sums | None
     tokens: Any
     given: Coming | None
@@ -37,6 +39,9 @@ class Noticing(ABC):
 
     @abstractmethod
     def _code(self) -> None: ...
+
+    @abstractmethod
+    def _pack(self) -> None: ...
 
     @abstractmethod
     def _come_with(self, name: str, shape: Any, device: Any) -> Any: ...
@@ -52,7 +57,7 @@ class Noticing(ABC):
     @property
     def plain(self) -> bool:
         """Whether every token is held as it came, so that attention is the model's own."""
-        return self.sizes is None and self.held == self.seen
+        return self.sizes is None and self.there is None and self.held == self.seen
 
     def bias(self, query: Any, mask: Any) -> Any:
         """What is added to the logits ``[b, 1 or hq, q, m]``: the least number there is where a query may not look, the
@@ -70,11 +75,15 @@ class Noticing(ABC):
                 new = coming if coming is not None else allowed.new_ones(len(query), count)
                 seen = torch.cat([past[:, : held - count], new], -1)
                 allowed = allowed & seen[:, None]
+        groups = query.shape[1] // self.keys.shape[1]
+        if self.there is not None:
+            mine = self.there.repeat_interleave(groups, 1)[:, :, None]
+            whole = mine.expand(-1, -1, count, -1) if allowed is None else allowed[:, None] & mine
+            return query.new_zeros(whole.shape).masked_fill_(~whole, least)
         if self.sizes is None:
             if allowed is None:
                 return None
             return query.new_zeros(allowed.shape).masked_fill_(~allowed, least)[:, None]
-        groups = query.shape[1] // self.keys.shape[1]
         bias = self.sizes.log().to(query.dtype).repeat_interleave(groups, 1)[:, :, None].expand(-1, -1, count, -1)
         return bias if allowed is None else bias.masked_fill(~allowed[:, None], least)
 
@@ -83,7 +92,12 @@ class Noticing(ABC):
         which the cache is made smaller. (Where it is not, attention is the model's own to the bit.)"""
         if "mass" not in self.policy.watches or self.done or query.shape[2] == 1:
             return False
-        if self.valid is not None or self.sizes is not None or come(mask, query.shape[2], len(query)) is not None:
+        if (
+            self.valid is not None
+            or self.sizes is not None
+            or self.there is not None
+            or come(mask, query.shape[2], len(query)) is not None
+        ):
             return False
         return self.policy.due(self, int(self.keys.shape[-2]), self.seen)
 
@@ -114,6 +128,7 @@ class Noticing(ABC):
             self.mass = self.reach = self.queries = self.at = self.asked = None
             self.done = True
         self.given = None
+        self._pack()
 
     def _watch(self, query: Any, mask: Any, scaling: float | None, noted: Any) -> None:
         import torch
@@ -136,7 +151,7 @@ class Noticing(ABC):
     def _mass(self, query: Any, mask: Any, scaling: float | None) -> Any:
         """What these queries look at ``[b, h, m]``."""
         coming, count, held = come(mask, int(query.shape[2]), len(query)), int(query.shape[2]), int(self.keys.shape[-2])
-        if self.valid is None and coming is None and self.sizes is None:
+        if self.valid is None and coming is None and self.sizes is None and self.there is None:
             return mass(query, self.keys, scaling)
         valid, self.valid = self.valid, None if self.valid is None else self.valid[:, : held - count]
         bias = self.bias(query, mask)
@@ -173,6 +188,8 @@ class Noticing(ABC):
         blind = at[:, :, None] > places[:, None]
         if self.valid is not None:
             blind = blind | ~self.valid[rows][:, None, None]
+        if self.there is not None:
+            blind = blind | ~self.there[rows][:, :, None]
         bias = asked.new_zeros(blind.shape).masked_fill_(blind, torch.finfo(asked.dtype).min)
         if self.sizes is not None:
             bias = bias + self.sizes[rows].log()[:, :, None]

@@ -209,6 +209,6 @@ def ledger(cache: Any) -> dict[str, Any]:
         "bytes": held,
         "full_bytes": full,
         "share": held / full if full else 1.0,
-        "slots": [layer.held for layer in layers],
+        "slots": [getattr(layer, "slots", layer.held) for layer in layers],
         "seen": layers[0].seen,
     }

@@ -9,7 +9,8 @@ heads of its group; ``reach`` ``[h, n]``: how many queries could see it; ``recen
 ``w`` queries, by the module's literal ``RECENT = w``; ``queries`` ``[h, g, w, d]``: those queries themselves, ``g`` to a
 key head. ``expected`` ``[h, g, d]``, ``covariance`` ``[h, g, d, d]``: of queries as they will be at the next positions, by
 those so far (the method's parameters ``ahead``: how many positions, ``sinks``: first queries that do not count). ``keep``:
-how many slots may stay.
+how many slots may stay. ``heads``: how many heads a row has, ``there`` bool ``[h, n]``: which slots a head has, for kernels
+that let heads keep unequally many.
 
 Or it sees, in place of keys and values, what they are made of: ``hidden`` ``[r, n, d]``: what the projections of ``r``
 rows were given; ``key_basis``, ``value_basis`` ``[d, k]``: orthonormal, of all directions that keys and values depend on,
@@ -24,7 +25,7 @@ Or it sees nothing but a model's ``config``, and returns a cache of transformers
 
 Laws: the same call gives the same bits; inputs are not written to; all heads are treated alike (their order does not
 matter); at a budget of all tokens the model's answer is that of the full cache, bit for bit; no more slots than
-``keep``; no more bytes than the ledger says.
+``keep``, the mean over the heads of a row; no more bytes than the ledger says.
 
 What makes something (kind ``make``) has another shape: a prompt, a generator of steps and a reward, as
 :mod:`nett.cache.search_tree` states them; its laws: the same seed gives the same search, the width is respected, the ledger is
@@ -51,7 +52,8 @@ STATISTICS = ("mass", "reach", "recent", "queries")  # operands that attention h
 @final
 @dataclass(frozen=True)
 class Kept:
-    """index int64 ``[h, m]``: the slots that stay, of each head its own, ascending."""
+    """index int64 ``[h, m]``: the slots that stay, of each head its own, ascending; where a head keeps fewer than another,
+    -1 before them. What a head does not keep is not held: no mask stands for it."""
 
     index: Tensor
 

@@ -8,7 +8,7 @@ from nett.cache.merging import rows_of
 from nett.cache.noticing import Noticing
 from nett.cache.protocol import Coded, Kept, Merged
 
-CARRIED = ("mass", "reach", "sizes", "at")  # one number a slot, which moves with it
+CARRIED = ("mass", "reach", "sizes", "at", "there")  # one number a slot, which moves with it
 
 
 class Shrinking(Noticing):
@@ -25,14 +25,29 @@ class Shrinking(Noticing):
         if self.done:
             return
         if self.valid is None:
-            if self.policy.due(self, int(self.keys.shape[-2]), self.seen):
+            if self.policy.due(self, self.slots, self.seen):
                 self._take(self._asked(slice(None), self.seen))
             return
-        seen, held = self.tokens.tolist(), self.valid.sum(-1).tolist()
+        seen, held = self.tokens.tolist(), self._slots_of_rows()
         due = [self.policy.due(self, h, s) for h, s in zip(held, seen, strict=True)]
         if any(due):
             rows = [slice(i, i + 1) for i in range(len(due))]
             self._take_rows([self._asked(r, s, self.valid[r][0], d) for r, s, d in zip(rows, seen, due, strict=True)])
+
+    def _slots_of_rows(self) -> list[int]:
+        """Of each row how many slots a head holds; the mean over its heads, rounded up, where these differ."""
+        if self.there is not None:
+            return [-(-n // self.there.shape[1]) for n in self.there.sum((1, 2)).tolist()]
+        if self.valid is not None:
+            return [int(n) for n in self.valid.sum(-1).tolist()]
+        return [int(self.keys.shape[-2])] * len(self.keys)
+
+    @property
+    def slots(self) -> int:
+        """Those of the row that holds most."""
+        if self.counts is not None:
+            return -(-int(self.counts.sum(-1).max()) // int(self.counts.shape[1]))
+        return max(self._slots_of_rows()) if self.there is not None else self.held
 
     def _code(self) -> None:
         """Whole groups of the oldest tokens beyond the residual become codes."""
@@ -52,15 +67,20 @@ class Shrinking(Noticing):
         heads = self.keys.shape[1]
         count = len(self.keys[rows])
         keep = self.policy.target(self, seen)
-        if not due or keep >= len(shown):
+        mine = None if self.there is None else self.there[rows][:, :, shown].flatten(0, 1)
+        if not due or keep >= (len(shown) if mine is None else mine.sum() / (count * heads)):
             index = torch.arange(len(shown), device=self.keys.device).expand(count * heads, -1)
-            return Kept(index), shown
+            return Kept(index if mine is None else index.where(mine, -1)), shown
 
         expected = self._expected(rows) if self.policy.expects else ()
 
         def of(name: str) -> Any:
             if name == "keep":
                 return keep
+            if name == "heads":
+                return heads
+            if name == "there" and mine is None:
+                return torch.ones(count * heads, len(shown), dtype=torch.bool, device=self.keys.device)
             if name in ("expected", "covariance"):
                 return expected[name == "covariance"].flatten(0, 1)
             if name == "queries":
@@ -82,7 +102,8 @@ class Shrinking(Noticing):
         told, shown = answer
         rows, heads, _, width = self.keys.shape
         if isinstance(told, Kept):
-            index = shown[told.index].reshape(rows, heads, -1)
+            kept = (told.index >= 0).reshape(rows, heads, -1)
+            index = shown[told.index.clamp(min=0)].reshape(rows, heads, -1)
             flat = index.flatten(0, 1)
             self.keys, self.values = (
                 rows_of(t.flatten(0, 1), flat).view(rows, heads, *flat.shape[1:], -1) for t in (self.keys, self.values)
@@ -90,6 +111,8 @@ class Shrinking(Noticing):
             for name in CARRIED:
                 held = getattr(self, name)
                 setattr(self, name, None if held is None else held.gather(2, index))
+            if self.there is not None or not bool(kept.all()):
+                self.there = kept if self.there is None else self.there & kept
             return
         assert isinstance(told, Merged)
         into = told.into.reshape(rows, heads, -1)
@@ -133,7 +156,8 @@ class Shrinking(Noticing):
             if all(h is None for h in held):
                 setattr(self, name, None)
                 continue
-            ones = [torch.ones(o.keys.shape[:3], device=o.keys.device) for o in single]  # sizes, before any merge
+            kind = torch.bool if name == "there" else None
+            ones = [torch.ones(o.keys.shape[:3], dtype=kind, device=o.keys.device) for o in single]  # before any went
             parts = [
                 torch.nn.functional.pad(one if h is None else h, (e, 0), value=float(name == "sizes"))
                 for h, one, e in zip(held, ones, empty, strict=True)
