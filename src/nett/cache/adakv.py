@@ -45,7 +45,7 @@ def adakv(
         scores[:, slots - last :] = torch.inf
     order = scores.flip(1).argsort(dim=1, descending=True, stable=True)[:, :own]
     scores.scatter_(1, slots - 1 - order, torch.inf)  # what a head has for itself
-    scores = scores.masked_fill(~there, -torch.inf).unflatten(0, (-1, heads))  # rows, heads, slots
+    scores = scores.masked_fill(~there, -torch.inf).reshape(-1, heads, slots)  # rows, heads, slots
     together = scores.flatten(1)
     best = together.argsort(dim=1, descending=True, stable=True)[:, : keep * heads]
     chosen = torch.zeros_like(together, dtype=torch.bool).scatter_(1, best, True)
