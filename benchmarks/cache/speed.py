@@ -13,6 +13,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,8 @@ CODING = ("kivi", "fp8")
 REMAKING = ("xquant", "xquant_cl")
 BOTH = ("knorm", "window", "snapkv", "expected_attention")  # that kvpress has, too
 Say = Callable[[str], None]
-Times = dict[str, list[tuple[float, float, float]]]  # name -> (seconds of the prompt, of what follows, load)
+Run = tuple[float, float, float, float, float]  # seconds of the prompt, of what follows; CPU seconds of both; load
+Times = dict[str, list[Run]]
 
 
 def run(work: Path, say: Say, pico: bool) -> Outcome:
@@ -60,6 +62,8 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
         for name, policy in list(ways.items())[:: 1 if turn % 2 else -1]:
             if name in REMAKING and turn:
                 continue
+            if not turn:
+                timed(model, policy, ids[:, : context // 32 + 4], context // 32)  # what is imported and made once
             few = ids[:, : context + 16] if name in REMAKING and not pico else ids
             times.setdefault(name, []).append((*timed(model, policy, few, context), os.getloadavg()[0]))
             say(
@@ -76,8 +80,8 @@ def run(work: Path, say: Say, pico: bool) -> Outcome:
     return Outcome(figures, versions, skipped)
 
 
-def timed(model: Any, policy: Any, ids: Any, context: int) -> tuple[float, float]:
-    """(seconds of the prompt, of the tokens that follow one by one)."""
+def timed(model: Any, policy: Any, ids: Any, context: int) -> tuple[float, float, float, float]:
+    """Seconds of the prompt, of the tokens that follow one by one; CPU seconds of both."""
     from contextlib import nullcontext
 
     import torch
@@ -85,17 +89,24 @@ def timed(model: Any, policy: Any, ids: Any, context: int) -> tuple[float, float
 
     with torch.no_grad(), policy.on(model) if policy is not None else nullcontext():
         cache = policy.cache(model) if policy is not None else DynamicCache(config=model.config)
-        began = time.perf_counter()
+        marks = [(time.perf_counter(), time.process_time())]
         model(ids[:, :context], past_key_values=cache, logits_to_keep=1)
-        prompt = time.perf_counter() - began
-        began = time.perf_counter()
+        marks.append((time.perf_counter(), time.process_time()))
         for at in range(context, ids.shape[1]):
             model(ids[:, at : at + 1], past_key_values=cache)
-        return prompt, time.perf_counter() - began
+        marks.append((time.perf_counter(), time.process_time()))
+    (wall, cpu), (more_wall, more_cpu) = ((b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks))
+    return wall, more_wall, cpu, more_cpu
 
 
 def _series(name: str, times: Times, which: int, tokens: int = 1) -> Series:
-    return Series(name, "s", [t[which] / tokens for t in times[name]], [t[2] for t in times[name]])
+    return Series(name, "s", [t[which] / tokens for t in times[name]], [t[4] for t in times[name]])
+
+
+def _cpu(name: str, times: Times, which: int) -> str:
+    """In words, for a machine that others work on, too."""
+    mine, plain = (median(t[2 + which] for t in times[n]) for n in (name, "full"))
+    return f"CPU time {mine / plain:.3f} of the plain cache's"
 
 
 def _figures(times: Times, model: Any, context: int, follow: int, few: int) -> list[Figure]:
@@ -108,9 +119,8 @@ def _figures(times: Times, model: Any, context: int, follow: int, few: int) -> l
             )
         )
         bar = 1.15 if name in DROPPING else None
-        figures.append(
-            Figure(f"prompt of {context}, {name}", _series(name, times, 0), _series("full", times, 0), bar=bar)
-        )
+        pair = _series(name, times, 0), _series("full", times, 0)
+        figures.append(Figure(f"prompt of {context}, {name}", *pair, bar=bar, note=_cpu(name, times, 0)))
     for name in REMAKING:
         note = (
             f"makes keys and values again: {arithmetic(model.config, context + few // 2):.1f} times a step's products"
