@@ -21,8 +21,8 @@ from nett.core.checkpoint import open_checkpoint
 from nett.core.registry import Card
 from nett.core.staging import Staging
 from nett.experts import engine
+from nett.experts.layouts import FileLayer
 from nett.experts.protocol import LAYERS, STATISTICS
-from nett.experts.view import FileLayer
 from support import mixtures
 from support.shared import made_once
 

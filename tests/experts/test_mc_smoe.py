@@ -12,13 +12,15 @@ import torch
 
 import nett
 from nett.core.cards import find_card
+from nett.core.checkpoint import open_checkpoint
+from nett.core.errors import Refused
 from nett.experts import engine
 from nett.experts.aligning import alikeness, order_like
 from nett.experts.grouping import cosines, covering, joined_to
 from nett.experts.merging import merged, shares
 from nett.experts.protocol import Experts
-from nett.experts.splitting import parts, split
-from support.mixtures import Paper, logits_of, tensors, upcycled
+from nett.experts.splitting import multiplied, parts, split
+from support.mixtures import Paper, logits_of, rewrite, tensors, upcycled
 
 IDS = torch.arange(3, 40)[None]
 
@@ -103,17 +105,19 @@ def test_alignment_finds_what_was_shuffled() -> None:
 def test_split_against_numpy() -> None:
     """W = L R + S with the rank of the formula; S holds the rows of the rest whose norms are largest."""
     matrix = some(1, 12, 20).gate[0]
-    left, right, kept, rest = parts(matrix, 0.5, 0.25)
+    made = parts(matrix, 0.5, 0.25)
     r = round(0.5 * 12 * 20 / 32)
-    assert left.shape == (12, r) and right.shape == (r, 20) and len(kept) == 3
+    assert made["left"].shape == (12, r) and made["right"].shape == (r, 20) and len(made["rows"]) == 3
     u, s, v = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
     low = (u[:, :r] * s[:r]) @ v[:r]
-    assert np.allclose(left @ right, low, atol=1e-4)  # singular vectors in float32
-    gap = matrix.double().numpy() - low
-    assert sorted(kept.tolist()) == sorted(np.argsort(-(gap**2).sum(1))[:3].tolist())
-    assert np.allclose(rest, gap[kept.numpy()], atol=1e-4)
-    made, about = split(some(2, 12, 20), 1.0, 1.0)
-    assert torch.allclose(made.gate, some(2, 12, 20).gate, atol=1e-5)
+    assert np.allclose(made["left"] @ made["right"], low, atol=1e-4)  # singular vectors in float32
+    gap, rows = matrix.double().numpy() - low, made["rows"].numpy()
+    assert rows.tolist() == sorted(np.argsort(-(gap**2).sum(1))[:3].tolist())
+    assert np.allclose(made["rest"], gap[rows], atol=1e-4)
+    low[rows] += gap[rows]
+    assert np.allclose(multiplied(made), low, atol=1e-4)
+    whole, about = split(some(2, 12, 20), 1.0, 1.0)
+    assert torch.allclose(multiplied(whole["gate"][1]), some(2, 12, 20).gate[1], atol=1e-5)
     assert about["numbers_of_whole"] == pytest.approx((8 * 32 + 240) / 240, abs=1e-4) and about["split_error"] < 1e-10
 
 
@@ -170,3 +174,32 @@ def test_experts_alone_in_their_group_are_bit_for_bit_theirs(mixtral: Path, tmp_
                 for role in ("w1", "w2", "w3"):
                     names = [f"{line['name']}.experts.{e}.{role}.weight" for e in (g, leader)]
                     assert torch.equal(after[names[0]], before[names[1]])
+
+
+def test_parts_are_smaller_and_load_as_they_were_judged(mixtral: Path, tmp_path: Path) -> None:
+    receipt = ran(mixtral, tmp_path / "out", keep=0.75, rank=0.4, rows=0.1)
+    whole = ran(mixtral, tmp_path / "whole", keep=0.75)
+    line = receipt["tensors"][0]
+    assert 0.4 < line["numbers_of_whole"] < 0.6
+    experts = sum(line["numbers_of_whole"] * 3 * 3 * 16 * 32 * 4 for line in receipt["tensors"])
+    held = {n: t for n, t in tensors(tmp_path / "out").items() if ".experts." in n}
+    assert sum(t.nbytes for n, t in held.items() if not n.endswith("rows")) == pytest.approx(experts, rel=1e-3)
+    assert receipt["bytes_after"] < whole["bytes_after"]
+    assert all(c["ok"] for c in engine.verify(tmp_path / "out", receipt))
+    made = nett.load(tmp_path / "out", as_model=True)
+    stem = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    one = multiplied({p: held[f"{stem}.{p}"] for p in ("left", "right", "rows", "rest")})
+    assert torch.allclose(made.model.layers[1].mlp.experts.down_proj[2], one, atol=1e-6)
+    dense = nett.load(tmp_path / "out")
+    assert np.allclose(dense[stem], one, atol=1e-6) and not any(n.endswith(".left") for n in dense)
+    with pytest.raises((RuntimeError, ValueError, OSError)):
+        logits_of(tmp_path / "out", IDS)
+
+
+def test_parts_that_lack_one_are_named(mixtral: Path, tmp_path: Path) -> None:
+    ran(mixtral, tmp_path / "out", keep=0.75, rank=0.4, rows=0.1)
+    stem = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    bad = rewrite(tmp_path / "out", tmp_path / "bad", lambda held, config: held.pop(f"{stem}.right"))
+    (bad / "model.safetensors").rename(bad / "split.safetensors")
+    with pytest.raises(Refused, match="lacks its part"):
+        open_checkpoint(bad)

@@ -18,6 +18,7 @@ import numpy as np
 
 from nett.core import expert_map, ragged
 from nett.core.checkpoint import Checkpoint, open_checkpoint
+from nett.core.checkpoint.split import is_split
 from nett.core.errors import Refused, missing_extra
 from nett.core.fused import resolved_names
 from nett.core.sidefiles import model_files
@@ -28,7 +29,7 @@ def model(source: Path | Checkpoint) -> Any:
     transformers = transformers_here()
     if isinstance(source, Path):
         kind, config = kind_of(source)
-        if not _marked(config):
+        if not _marked(config) and not is_split(config):
             with quiet():
                 return kind.from_pretrained(str(source))
         with open_checkpoint(source) as checkpoint:

@@ -16,7 +16,8 @@ import numpy as np
 from nett.core.checkpoint import Checkpoint, TensorInfo
 from nett.core.dtypes import Array
 from nett.core.expert_map import MARK
-from nett.experts.view import FileLayer, count_key, experts_view
+from nett.experts.layouts import FileLayer
+from nett.experts.view import count_key, experts_view
 
 
 @final

@@ -50,7 +50,7 @@ def mc_smoe(
         they are not like. And where answers are generated freely, before reap was tried: dropping is reported to keep more of
         them than merging.
     Cost: one pass of the text; for each expert an assignment problem of its number of neurons, and a singular value
-        decomposition of each merged matrix where rank is below 1. The parts are written multiplied out.
+        decomposition of each merged matrix where rank is below 1. Written in parts, a model loads with nett.load alone.
     Place: model level, algorithm, expert merging; model level, compression, low rank
     Source: Li et al. 2023, "Merge, Then Compress" (P23), sections 3.1 to 3.3 and their code for the order of steps: dominant
         experts by use, groups by router logits, alignment by weight matching. Experts that no token chose count as if one

@@ -37,10 +37,11 @@ def merged(
         for to, of in ((made.gate, experts.gate), (made.up, experts.up), (made.down, experts.down)):
             to[g] = of[leaders[g]]
     record: dict[str, Any] = {"counts": [int(c) for c in counts.tolist()]}
+    parts = None
     if rank < 1:
-        made, about = split(made, rank, rows)
+        parts, about = split(made, rank, rows)
         record |= about
-    return Merged(made, list(groups), list(leaders), record)
+    return Merged(made, list(groups), list(leaders), record, parts)
 
 
 def near_in_weights(experts: Experts, leaders: Sequence[int]) -> Array:

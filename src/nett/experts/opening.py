@@ -12,7 +12,8 @@ from nett.core.checkpoint import open_checkpoint
 from nett.core.device import use_device
 from nett.core.errors import Refused
 from nett.core.expert_modules import Mixture, mixtures
-from nett.experts.view import FileLayer, experts_view
+from nett.experts.layouts import FileLayer
+from nett.experts.view import experts_view
 
 
 @final

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nett.core.errors import NettError, Refused
+from nett.experts.layouts import FileLayer
 from nett.experts.protocol import Answer, Kept, Merged, Tensor
-from nett.experts.view import FileLayer
 
 Router = Literal["rows", "map", "copies"]
 
@@ -33,6 +33,12 @@ def check(layer: FileLayer, answer: Answer) -> None:
         )
     if not good or not numbers or not all(0 <= e < layer.count for e in numbers):
         raise NettError(f"a method gave no proper answer for {layer.name}: {what} {numbers}")
+
+
+def check_parts(layer: FileLayer, answer: Answer) -> None:
+    """Refused where split matrices have no tensors of their own to stand in for."""
+    if isinstance(answer, Merged) and answer.parts is not None and layer.place.fused:
+        raise Refused(f"the experts of {layer.name} are one tensor, so their matrices are not split", hint="--rank 1")
 
 
 def check_rows(layer: FileLayer, rows: Sequence[int]) -> None:
@@ -56,7 +62,14 @@ def tensors_of(layer: FileLayer, answer: Merged, router: Router) -> dict[str, Te
     experts = answer.experts
     if router == "copies":
         experts = experts.take(list(answer.groups))
-    found = layer.place.stored(experts)
+    if answer.parts is None:
+        found = layer.place.stored(experts)
+    else:
+        numbers = list(answer.groups) if router == "copies" else list(range(len(experts)))
+        found = {}
+        for role, names in layer.place.named(len(numbers)).items():
+            for name, number in zip(names, numbers, strict=True):
+                found |= {f"{name}.{part}": t.clone() for part, t in answer.parts[role][number].items()}
     rows = rows_of(layer, answer, router)
     if rows != list(range(layer.count)):
         found |= {name: layer.tensor(name)[rows] for name in (layer.place.router, *layer.place.beside)}

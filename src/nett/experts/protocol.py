@@ -134,12 +134,14 @@ class Kept:
 class Merged:
     """``experts``: the G new ones, of any one width. ``groups``: for each of the E old experts the number of the new one
     that answers for it. ``leaders``: for each new one the old expert whose row the router keeps, if it keeps G rows.
-    record: what the receipt says of the layer."""
+    record: what the receipt says of the layer. parts: gate, up, down -> for each new expert the parts of its matrix
+    (:mod:`nett.core.checkpoint.split`), which are written in its place; ``experts`` is then what they were made of."""
 
     experts: Experts
     groups: Sequence[int]
     leaders: Sequence[int]
     record: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[Mapping[str, Tensor]]] | None = None
 
 
 Answer = Kept | Merged

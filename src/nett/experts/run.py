@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import nett
 from nett.core import receipt as receipts
 from nett.core.blocks import open_skeleton
 from nett.core.checkpoint import open_checkpoint
-from nett.core.checkpoint.json_text import text_part
+from nett.core.checkpoint.split import STEM
 from nett.core.checkpoint.writer import byte_size
 from nett.core.device import check_memory
-from nett.core.errors import NettError, Refused
+from nett.core.errors import NettError
 from nett.core.outcome import finish, put_files
 from nett.core.parts import FOLDER, joined, write_part
 from nett.core.progress import report
@@ -25,15 +24,25 @@ from nett.core.sidefiles import changed_files
 from nett.core.staging import Staging, check_target, file_state, staged, work_key
 from nett.core.texts import read_text
 from nett.experts.choosing import uniform_counts
-from nett.experts.chosen import Chosen, counted
+from nett.experts.chosen import Chosen
 from nett.experts.engine import HINT
 from nett.experts.gathering import PART, gathered
+from nett.experts.layouts import FileLayer
 from nett.experts.opening import Opened
-from nett.experts.outcome import Router, check, check_rows, rows_of, said_of, stored_count, table_of, tensors_of
-from nett.experts.protocol import STATISTICS, Answer, Kept
-from nett.experts.view import FileLayer, width_key
-
-_TORCH = 450_000_000  # bytes that torch and transformers take before any weight
+from nett.experts.outcome import (
+    Router,
+    check,
+    check_parts,
+    check_rows,
+    rows_of,
+    said_of,
+    stored_count,
+    table_of,
+    tensors_of,
+)
+from nett.experts.planning import figures
+from nett.experts.protocol import STATISTICS, Answer, Kept, Merged
+from nett.experts.settling import Done, config_of, found_of, unseen
 
 
 def run_layers(
@@ -99,8 +108,8 @@ def run_layers(
         lists = [[one[name] for one in known] for name in wanted]
         answers = card.kernel()(list(layers), *lists, **parameters)
         done = _work(layers, answers, known, staging, router)
-        outputs, config_notes = _written(model, done, staging, router, shard_size)
-        notes += [*_unseen(layers, known), *config_notes]
+        outputs, config_notes = _written(model, done, staging, shard_size)
+        notes += [*unseen(layers, known), *config_notes]
         return finish(
             card,
             [skeleton],
@@ -111,24 +120,10 @@ def run_layers(
             began=began,
             judging=found.judging,
             calibration=found.calibration,
-            figures=_found(layers, done),
+            figures=found_of(layers, done),
             notes=notes,
             tensors=[{"name": layer.name, **line} for layer, line in zip(layers, done.lines, strict=True)],
         )
-
-
-@final
-@dataclass
-class Done:
-    """What was made, an entry a layer: experts that are stored, rows that the router keeps, the table of a map, width of
-    an expert, the part that holds it (None where the file's own tensors stay), the receipt's line."""
-
-    counts: list[int] = field(default_factory=list)
-    rows: list[list[int]] = field(default_factory=list)
-    tables: list[list[int] | None] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    parts: list[Path | None] = field(default_factory=list)
-    lines: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _work(
@@ -159,6 +154,7 @@ def _work(
         done.rows.append(entry["rows"])
         done.tables.append(entry["table"])
         done.widths.append(entry["width"])
+        done.split |= entry["split"]
         done.parts.append(path if entry["sha256"] is not None else None)
         done.lines.append(entry["line"])
         report.step(1)
@@ -172,6 +168,7 @@ def _put(
     check(layer, answer)
     rows = rows_of(layer, answer, router)
     check_rows(layer, rows)
+    check_parts(layer, answer)
     digest = None if isinstance(answer, Kept) else write_part(path, tensors_of(layer, answer, router))
     staging.record(
         layer=at,
@@ -179,15 +176,14 @@ def _put(
         count=stored_count(layer, answer, router),
         rows=rows,
         table=table_of(answer, router),
+        split=isinstance(answer, Merged) and answer.parts is not None,
         width=layer.width if isinstance(answer, Kept) else answer.experts.width,
         line=said_of(layer, answer, seen),
     )
     return staging.entries[-1]
 
 
-def _written(
-    model: Opened, done: Done, staging: Staging, router: Router, shard_size: str
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _written(model: Opened, done: Done, staging: Staging, shard_size: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Weights and small files of the result; Refused where no loader would take it."""
     layers, checkpoint = model.layers, model.skeleton.checkpoint
     parts = [p for p in done.parts if p is not None]
@@ -200,88 +196,12 @@ def _written(
     for part in parts:
         with open_checkpoint(part) as made:
             order += [n for n in made.tensors if n not in seen.tensors or n in replaced]
-    config, notes = _config(model, done, router)
+    config, notes = config_of(model, done)
     files, said = changed_files(checkpoint, None, lambda _: config)
     statistics = staging.path / FOLDER / PART
     statistics.unlink(missing_ok=True)
-    outputs = joined(parts, staging, byte_size(shard_size), order=order, beside=seen)
+    outputs = joined(parts, staging, byte_size(shard_size), STEM if done.split else "model", order, seen)
     outputs += put_files(files, said, staging)
-    with open_checkpoint(staging.path) as written:
+    with open_checkpoint(staging.path, dense=True) as written:
         open_skeleton(written)  # refuses what does not fit
     return outputs, [*notes, *said]
-
-
-def _config(model: Opened, done: Done, router: Router) -> tuple[dict[str, Any], list[str]]:
-    config = model.skeleton.checkpoint.config()
-    assert config is not None  # the skeleton was built of it
-    made, notes = counted(config, done.counts, done.tables), []
-    if any(table is not None for table in done.tables):
-        notes.append("the router keeps a row for each of the old experts; it loads with nett.load(DIR, as_model=True)")
-    elif len(set(done.counts)) > 1:
-        notes.append(
-            f"layers keep {min(done.counts)} to {max(done.counts)} experts, which no config of transformers can say; it loads "
-            "with nett.load(DIR, as_model=True)"
-        )
-    widths = set(done.widths)
-    if widths != {layer.width for layer in model.layers}:
-        inner = made.get("text_config")
-        text = inner if isinstance(inner, dict) else made
-        key = width_key(text_part(made))
-        shared = [n for layer in model.layers for n in layer.place.shared]
-        if len(widths) > 1 or key is None or (shared and text.get("n_shared_experts")):
-            why = f"they differ: {sorted(widths)}" if len(widths) > 1 else f"{key} says the shared experts' too"
-            raise Refused(f"the experts' width cannot be said in its config: {why}")
-        text[key] = widths.pop()
-    return made, notes
-
-
-def _unseen(layers: Sequence[FileLayer], known: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the reader must know of experts that no token of the text chose."""
-    found = [(layer.name, int((one["counts"] == 0).sum())) for layer, one in zip(layers, known, strict=True) if one]
-    total = sum(n for _, n in found)
-    if not total:
-        return []
-    where = ", ".join(f"{n} in {name}" for name, n in found[:4] if n)
-    return [f"{total} experts were chosen by no token of the text ({where}{' …' if len(found) > 4 else ''})"]
-
-
-def _found(layers: Sequence[FileLayer], done: Done) -> dict[str, Any]:
-    return {
-        "layers": len(layers),
-        "experts_before": sum(layer.count for layer in layers),
-        "experts_after": sum(done.counts),
-        "experts_by_layer": list(done.counts),
-        "width": max(done.widths),
-    }
-
-
-def figures(
-    card: Card,
-    model: Opened,
-    parameters: Mapping[str, Any],
-    tokens: int,
-    judged: int,
-    router: Router,
-    disk: bool,
-) -> dict[str, Any]:
-    """What the run will take, from headers."""
-    checkpoint, layers = model.skeleton.checkpoint, model.layers
-    block = max(sum(p.numel() for p in b.parameters()) for b in model.skeleton.blocks)
-    table = model.skeleton.model.get_input_embeddings().weight
-    experts = sum(layer.nbytes for layer in layers)
-    keep = float(parameters.get("keep", 1.0)) if router != "copies" else 1.0
-    largest = max(layer.count * layer.width * layer.hidden * 3 for layer in layers)
-    memory = _TORCH + 4 * (block + 2 * table.numel()) + 12 * largest
-    memory += 4 * int(table.shape[1]) * max(0 if disk else tokens, 2 * judged)
-    return {
-        "method": card.key,
-        "layers": len(layers),
-        "experts": sum(layer.count for layer in layers),
-        "experts_kept": sum(uniform_counts(layers, keep)) if "keep" in parameters else None,
-        "parameters": checkpoint.parameters,
-        "calibration_tokens": tokens,
-        "judging_tokens": judged,
-        "bytes_read": checkpoint.nbytes,
-        "bytes_written": int(checkpoint.nbytes - (1 - keep) * experts),
-        "peak_memory_bytes": memory,
-    }

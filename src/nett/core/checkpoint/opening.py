@@ -88,7 +88,9 @@ def split_reference(reference: str) -> tuple[str, str] | None:
 def _open_folder(path: Path) -> Checkpoint:
     found = safetensors.open_folder(path)
     if found is not None:
-        return found
+        from nett.core.checkpoint.split import STEM, opened_parts
+
+        return opened_parts(found) if found.files[0].name.startswith(STEM) else found
     from nett.core.checkpoint.pickle import open_pickle_folder
 
     pickled = open_pickle_folder(path)
