@@ -16,7 +16,8 @@ from nett.core.checkpoint.json_text import text_part
 from nett.core.errors import Refused
 from nett.core.expert_map import MARK
 from nett.core.match import layer_number
-from nett.experts.layouts import FileLayer, Place
+from nett.experts.layouts import FileLayer as FileLayer
+from nett.experts.layouts import Place as Place
 
 _ONE = re.compile(r"(?P<mixture>.+)\.experts\.(?P<expert>\d+)\.(?P<role>.+)")
 _ROLES = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
