@@ -22,10 +22,7 @@ from nett.experts import engine
 
 WINDOW = 128
 NAME = "mixture of code, prose and sums"
-SIZES = {
-    "hidden 32": Recipe(hidden=32, width=64, layers=2, experts=8, steps=500, rows=12, text=300_000),
-    "hidden 48": Recipe(hidden=48, width=96, layers=2, experts=8, steps=600, rows=12, text=300_000),
-}
+SIZES = {"hidden 32": Recipe(hidden=32, width=64, layers=2, experts=8, steps=500, rows=12, text=300_000)}
 
 
 @dataclass(frozen=True)
