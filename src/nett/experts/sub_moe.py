@@ -50,7 +50,8 @@ def sub_moe(
     When not: to gain by the decomposition itself. U S V_i is W_i, so at full rank the result is the mean of the weights
         by use, to rounding, and below it that mean projected onto U_k, which cannot give it anything that it had not.
         What can be better than plain averaging is which experts are clustered, how clusters are spread over layers
-        (--spread global), and alignment; each can be switched off alone. Try reap first.
+        (--spread global), and alignment; each can be switched off alone. Try reap first: on a small mixture it kept 3
+        to 8 points of accuracy more, and of what merging lost, --align weights gave back 1.5 to 3.3 (claim P37).
     Cost: one pass of the text in which every expert is run on every token; below rank 1 a decomposition for each matrix
         of each cluster. The factors are written multiplied out, so rank alone saves no bytes: the receipt says what
         they would take (numbers_of_whole).
