@@ -54,7 +54,8 @@ def slimmoe(
         every: steps between two states on disk, from which a run that was killed goes on.
         seed: order of the windows, and neurons chosen by chance.
     When to use: a mixture that must become several times smaller, with time to train, and text like its own.
-    When not: no time to train (reap needs none); models that cannot be trained in memory.
+    When not: no time to train (reap needs none); models that cannot be trained in memory. On a small mixture, two stages were not
+        better than one, and narrower experts not surely better than fewer, distilled alike (claim P60).
     Cost: steps * batch windows forward through two models and backward through one; the model twice, its gradients and two moments in float32 in memory.
     Source: SlimMoE (P60): expert slimming, the ranking by |w dL/dw| with the teacher's top 8 logits, stages of pruning and
         distillation. Ours: sums of single weights, cuts of equal ratio, stages of equal length, AdamW as set here. Attention heads,
