@@ -241,11 +241,11 @@ def test_bad_input(tmp_path: Path, mixtral: Path, text: Path) -> None:
 
 def test_intervals_and_measures_of_use() -> None:
     sums = np.array([[1.0, 2.0], [3.0, 2.0], [0.0, 0.0], [2.0, 5.0]])
-    value, low, high = jackknife(sums, lambda s: float(s[0] / s[1]))
+    value, low, high = jackknife(sums, lambda s: s[:, 0] / s[:, 1])
     others = np.array([5 / 7, 3 / 7, 4 / 4])
     error = np.sqrt(2 / 3 * ((others - others.mean()) ** 2).sum())
     assert value == 6 / 9 and (high - low) / 2 == pytest.approx(4.302652729911275 * error)  # t of 2 degrees, 97.5 %
-    assert jackknife(sums[:1], lambda s: float(s[0])) == [1.0, 1.0, 1.0]
+    assert jackknife(sums[:1], lambda s: s[:, 0]) == [1.0, 1.0, 1.0]
     assert balance([5, 5, 5, 5]) == {"effective": pytest.approx(4.0), "largest": 1.0, "spread": 0.0}
     assert (
         balance([8, 0])["effective"] == 1.0 and balance([8, 0])["spread"] == 1.0 and balance([0, 0])["largest"] == 0.0

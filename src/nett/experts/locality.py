@@ -6,6 +6,7 @@ Everything is counted sequence by sequence, in integers, so that texts of any le
 
 from __future__ import annotations
 
+from math import lgamma
 from typing import NamedTuple
 
 import numpy as np
@@ -71,11 +72,14 @@ def cache_hits(chosen: Array, ahead: int, hits: Array) -> None:
     tokens, width = chosen.shape
     experts = hits.shape[0]
     stack, place = np.empty(experts, np.int64), np.full(experts, -1, np.int64)
-    coming, last = np.zeros(experts, np.int64), np.zeros(experts, np.int64)
+    # What an expert in the stack is worth: how often it is to come, above when it was last chosen; beside it, so that the way
+    # down the stack reads neighbours.
+    worth, own = np.empty(experts, np.int64), np.zeros(experts, np.int64)
+    coming = 1 << 40
     seen = clock = 0
     for i in range(min(ahead, tokens)):
         for j in range(width):
-            coming[chosen[i, j]] += 1
+            own[chosen[i, j]] += coming
     for i in range(tokens):
         first = seen
         for j in range(width):
@@ -92,27 +96,24 @@ def cache_hits(chosen: Array, ahead: int, hits: Array) -> None:
                 depth = seen
                 seen += 1
             if depth > 0:
-                carried = stack[0]
+                carried, value = stack[0], worth[0]
                 for at in range(1, depth):
-                    other = stack[at]
-                    better = coming[carried] > coming[other] or (
-                        coming[carried] == coming[other] and last[carried] > last[other]
-                    )
-                    if better:
-                        stack[at] = carried
-                        place[carried] = at
-                        carried = other
-                stack[depth] = carried
+                    if value > worth[at]:
+                        carried, stack[at] = stack[at], carried
+                        value, worth[at] = worth[at], value
+                        place[stack[at]] = at
+                stack[depth], worth[depth] = carried, value
                 place[carried] = depth
-            stack[0] = e
-            place[e] = 0
             clock += 1
-            last[e] = clock
-            if ahead > 0:
-                coming[e] -= 1
+            own[e] = own[e] // coming * coming + clock - (coming if ahead > 0 else 0)
+            stack[0], worth[0] = e, own[e]
+            place[e] = 0
         if ahead > 0 and i + ahead < tokens:
             for j in range(width):
-                coming[chosen[i + ahead, j]] += 1
+                e = chosen[i + ahead, j]
+                own[e] += coming
+                if place[e] >= 0:
+                    worth[place[e]] += coming
 
 
 @jit
@@ -135,33 +136,35 @@ def best_fit(counts: Array) -> Fit:
     For every segment the set of experts is fixed: those that at least t of its tokens choose; t is the same everywhere and
     the best that there is. F1(t) = 2 matches / (predicted + chosen).
     """
-    length = counts.size - 1
-    matches, predicted, chosen = _sums(counts.astype(np.float64))
-    if chosen == 0:
-        return Fit(0.0, 0.0, 0)
-    score = 2 * matches / (predicted + chosen)
-    least = int(np.argmax(score))
-    return Fit(float(score[least]), float(predicted[least] / chosen), least if length else 0)
+    score, size = _scores(np.asarray(counts)[None])
+    least = int(np.argmax(score[0]))
+    return Fit(float(score[0, least]), float(size[0, least]), least)
+
+
+def fits(counts: Array) -> Array:
+    """float64 ``[pools]``: the values of :func:`best_fit` of many pools. counts ``[pools, n + 1]``."""
+    return np.asarray(_scores(counts)[0].max(axis=1))
 
 
 def chance_fit(shares: Array, length: int) -> float:
     """What :func:`best_fit` would give if every token chose anew, each expert with its own share (``[E]``, of the tokens that
     choose it), whatever its neighbours chose: SRP that comes of uneven use alone."""
-    share = np.clip(np.asarray(shares, np.float64), 0.0, 1.0)
-    odds = np.zeros((share.size, length + 1))
-    odds[:, 0] = 1.0
-    for _ in range(length):  # binomial, one token at a time: no underflow that matters
-        odds[:, 1:] = odds[:, 1:] * (1 - share)[:, None] + odds[:, :-1] * share[:, None]
-        odds[:, 0] *= 1 - share
+    share = np.clip(np.asarray(shares, np.float64), 1e-300, 1 - 1e-16)[:, None]
+    times = np.arange(length + 1)
+    ways = np.array([lgamma(length + 1) - lgamma(c + 1) - lgamma(length - c + 1) for c in times])
+    odds = np.exp(ways + times * np.log(share) + (length - times) * np.log1p(-share))
     return best_fit(odds.sum(0)).value
 
 
-def _sums(counts: Array) -> tuple[Array, Array, float]:
-    """For every t: matches of the sets, and what they predict; and what is chosen."""
-    length = counts.size - 1
-    matches = np.cumsum((counts * np.arange(length + 1))[::-1])[::-1]
-    predicted = length * np.cumsum(counts[::-1])[::-1]
-    return matches, predicted, float(matches[0])
+def _scores(counts: Array) -> tuple[Array, Array]:
+    """For each pool and every t: F1, and what the sets hold as a multiple of what is chosen; 0 where nothing is chosen."""
+    length = counts.shape[1] - 1
+    some = counts.astype(np.float64)
+    matches = np.cumsum((some * np.arange(length + 1))[:, ::-1], axis=1)[:, ::-1]
+    held = length * np.cumsum(some[:, ::-1], axis=1)[:, ::-1]
+    chosen = matches[:, :1]
+    score = np.divide(2 * matches, held + chosen, out=np.zeros_like(matches), where=chosen > 0)
+    return score, np.divide(held, chosen, out=np.zeros_like(held), where=chosen > 0)
 
 
 def rates(hits: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nett.core.dtypes import Array
-from nett.experts.locality import best_fit, chance_fit, enough, knee, rates
+from nett.experts.locality import best_fit, chance_fit, enough, fits, knee, rates
 from nett.experts.tally import LRU, Tally, balance, divergence, jackknife
 from nett.experts.view import FileLayer
 
@@ -36,7 +36,7 @@ def about_layer(layer: FileLayer, tally: Tally, cosines: Array | None, texts: Se
         "coactive": _coactive(tally.together),
         "similar": [] if cosines is None else _pairs(cosines, "cosine"),
         "srp": {str(m): _consistency([tally], m) for m in tally.segments},
-        "srp_by_expert": {str(m): _rounded([best_fit(c).value for c in tally.by_expert[m]]) for m in tally.segments},
+        "srp_by_expert": {str(m): _rounded(fits(tally.by_expert[m])) for m in tally.segments},
         "hits": {str(m): _rounded(rates(h.sum((0, 1)))) for m, h in tally.hits.items()},
     }
     if layer.count <= MATRIX:
@@ -94,21 +94,19 @@ def about_texts(texts: Sequence[str], tallies: Sequence[Tally]) -> dict[str, Any
     }
 
 
-def mean_rates(tallies: Sequence[Tally], ahead: int, groups: Array | None = None) -> Array:
-    """Hit rates of caches of 1 … experts in every mixture, over all choices; smaller mixtures are whole in larger caches.
-    groups ``[E]`` for each: hits in place of the tallies' own."""
-    most = max(t.experts for t in tallies)
-    hits = np.zeros(most, np.float64)
+def mean_rates(tallies: Sequence[Tally], ahead: int) -> Array:
+    """Hit rates of caches of 1, 2, … experts in every mixture, over all choices; smaller mixtures are whole in larger caches."""
+    hits = np.zeros(max(t.experts for t in tallies))
     for t in tallies:
         hits[: t.experts] += t.hits[ahead].sum((0, 1))
-    return rates(hits) if groups is None else rates(groups)
+    return rates(hits)
 
 
 def _consistency(tallies: Sequence[Tally], m: int) -> dict[str, Any]:
     """SRP with its interval, the size of its sets, and what would come of uneven use alone."""
     pooled = sum(t.pooled[m].sum(0) for t in tallies)
     assert isinstance(pooled, np.ndarray)
-    value, low, high = jackknife(pooled, lambda counts: best_fit(counts).value)
+    value, low, high = jackknife(pooled, fits)
     shares = np.concatenate([t.counts.sum(0) / max(1, _tokens(t)) for t in tallies])
     fit = best_fit(pooled.sum(0))
     chance = chance_fit(shares, m) if pooled.any() else 0.0
@@ -155,7 +153,7 @@ def _advice(layers: Sequence[FileLayer], tallies: Sequence[Tally], ahead: int, w
         grouped = np.zeros((tallies[0].hits[ahead].shape[1], most))
         for t in tallies:
             grouped[:, : t.experts] += t.hits[ahead].sum(0)
-        value, low, high = jackknife(grouped, lambda h: float(rates(h)[size - 1]))
+        value, low, high = jackknife(grouped, lambda h: h[:, :size].sum(1) / np.maximum(1, h.sum(1)))
         return {
             "experts": size,
             "multiple": round(size / chosen, 2),

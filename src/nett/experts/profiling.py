@@ -24,7 +24,7 @@ from nett.experts.tally import Tally
 from nett.experts.tracing import holding, traced
 
 SEGMENTS = (4, 16, 64, 256)  # tokens, as in P17
-SHARED = 8  # windows of each text on which one cache for all layers is tried
+SHARED = 4  # windows of each text on which one cache for all layers is tried
 SHARE = 64  # of the work of a text, one part in so many goes into the outputs of all experts, at most
 
 

@@ -45,20 +45,20 @@ class Tally:
                 cache_hits(window, m, hits[text, group])
 
 
-def jackknife(sums: Array, statistic: Callable[[Array], float]) -> list[float]:
+def jackknife(sums: Array, statistic: Callable[[Array], Array]) -> list[float]:
     """[statistic of all, low, high]: 95 % interval by leaving out one group at a time. sums ``[groups, ...]``; groups that
-    hold nothing do not count, and with fewer than two the interval is the value itself."""
+    hold nothing do not count, and with fewer than two the interval is the value itself. statistic: of many sums at once,
+    ``[n, ...]`` to ``[n]``."""
     sums = sums[sums.reshape(len(sums), -1).any(axis=1)]
-    whole = sums.sum(0)
-    value = statistic(whole)
-    count = len(sums)
+    whole, count = sums.sum(0), len(sums)
+    found = statistic(np.concatenate([whole[None], whole - sums]))
+    value, others = float(found[0]), np.asarray(found[1:], np.float64)
     if count < 2:
         return [value, value, value]
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    others = np.array([statistic(whole - one) for one in sums])
     error = np.sqrt((count - 1) / count * np.square(others - others.mean()).sum())
-    wide = float(t.ppf(0.975, count - 1) * error)
+    wide = float(stdtrit(count - 1, 0.975) * error)
     return [value, value - wide, value + wide]
 
 

@@ -14,12 +14,12 @@ from nett.core.dtypes import Array
 from nett.core.expert_modules import Mixture
 from nett.experts.opening import Opened
 from nett.experts.protocol import Tensor
-from nett.experts.statistics import output_of
 
 HELD, STREAMED = (
     1 << 14,
     1 << 16,
 )  # tokens of a round: where all weights stay in memory, and where each round reads them
+_NUMBERS = 1 << 24  # of the outputs of all experts, at a time
 
 
 @final
@@ -100,9 +100,16 @@ def cosines_of_outputs(mixture: Mixture, sample: Sequence[Tensor], experts: int)
     import torch
     from torch.nn.functional import normalize
 
-    hidden = torch.cat(list(sample))
-    made = torch.stack([normalize(output_of(mixture, e, hidden).float(), dim=-1) for e in range(experts)])
-    return np.asarray(torch.einsum("ath,bth->ab", made, made).double().cpu().numpy())
+    rows = torch.cat(list(sample))
+    step = max(1, _NUMBERS // (experts * rows.shape[1]))
+    total = np.zeros((experts, experts))
+    for hidden in torch.split(rows, step):  # all experts in one call of the model's own code
+        every = torch.arange(experts, device=rows.device).repeat_interleave(len(hidden))[:, None]
+        with torch.no_grad():
+            made = mixture.experts.forward(hidden.repeat(experts, 1), every, hidden.new_ones((len(every), 1)))
+        unit = normalize(made.float(), dim=-1).reshape(experts, len(hidden), -1)
+        total += torch.einsum("ath,bth->ab", unit, unit).double().cpu().numpy()
+    return total
 
 
 def holding(model: Opened) -> tuple[Any, int]:
