@@ -113,11 +113,8 @@ def _figures(times: Times, model: Any, context: int, follow: int, few: int) -> l
     figures = []
     for name in (*DROPPING, *CODING):
         bar = 1.1 if name in DROPPING else None
-        figures.append(
-            Figure(
-                f"{follow} tokens after {context}, {name}", _series(name, times, 1), _series("full", times, 1), bar=bar
-            )
-        )
+        pair = _series(name, times, 1), _series("full", times, 1)
+        figures.append(Figure(f"{follow} tokens after {context}, {name}", *pair, bar=bar, note=_cpu(name, times, 1)))
         bar = 1.15 if name in DROPPING else None
         pair = _series(name, times, 0), _series("full", times, 0)
         figures.append(Figure(f"prompt of {context}, {name}", *pair, bar=bar, note=_cpu(name, times, 0)))

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 NAME = "nett"
-_QUERIES = 64  # whose weights over all slots are computed together: they fit a core's cache
+_QUERIES = 32  # whose weights over all slots are computed together: they fit a core's cache
 
 
 @cache

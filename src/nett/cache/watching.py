@@ -45,6 +45,9 @@ def watching(model: Any) -> Iterator[None]:
             noted["norm"] = module, args[0], answer
 
     def attends(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        known = named.get("past_key_values")
+        if known is not None and getattr(known.layers[module.layer_idx], "done", False):
+            return  # it asks for nothing any more
         way, hidden, cache = way_of(module, args, named, rotary)
         tell = getattr(cache.layers[module.layer_idx], "comes", None) if cache is not None else None
         if tell is None:
