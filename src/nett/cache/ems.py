@@ -9,6 +9,7 @@ from nett.cache.protocol import Merged, Tensor
 from nett.core.registry import Between, method
 
 RECENT = 32
+_TOGETHER = 32  # tokens whose likeness is computed together
 
 
 @method(papers=["P22"], title="EMS, evict then merge", kind="serve", grain="block", extra="models")
@@ -59,8 +60,7 @@ def ems(
     place = torch.full((heads, count), -1, dtype=torch.int64, device=keys.device)
     place.scatter_(1, stay, torch.arange(stay.shape[1], device=keys.device).expand(heads, -1))
     if spare.shape[1] and threshold < 2:
-        alike = _cosines(keys, spare, stay) * _cosines(values, spare, stay)
-        best, centre = alike.max(-1)
+        best, centre = _nearest(keys, values, spare, stay)
         place.scatter_(1, spare, centre.where(best >= threshold, centre.new_full((), -1)))
     return _by_class(keys, values, sizes, score, place, stay)
 
@@ -79,14 +79,19 @@ def scores(mass: Tensor, reach: Tensor, recent: Tensor, kernel: int, combine: st
     return {"max": everywhere.maximum(here), "global": everywhere, "local": here}[combine]
 
 
-def _cosines(numbers: Tensor, some: Tensor, others: Tensor) -> Tensor:
-    """``[h, some, others]``, none below zero: two that point away from each other are not alike."""
+def _nearest(keys: Tensor, values: Tensor, some: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``some`` ``[h, s]`` the likeness to the most similar of ``others`` and its place there, each ``[h, s]``; the product
+    of two cosines, none below zero: two that point away from each other are not alike. A few at a time, within a core's
+    cache."""
     import torch
 
-    unit = torch.nn.functional.normalize(numbers, dim=-1)
-    a, b = (rows_of(unit, i) for i in (some, others))
-    found: Tensor = (a @ b.transpose(1, 2)).clamp(min=0)
-    return found
+    units = [torch.nn.functional.normalize(numbers, dim=-1) for numbers in (keys, values)]
+    pairs = [(rows_of(u, some), rows_of(u, others).transpose(1, 2)) for u in units]
+    found = []
+    for start in range(0, some.shape[1], _TOGETHER):
+        a, b = ((mine[:, start : start + _TOGETHER] @ other).clamp_(min=0) for mine, other in pairs)
+        found.append(a.mul_(b).max(-1))
+    return torch.cat([f.values for f in found], 1), torch.cat([f.indices for f in found], 1)
 
 
 def _by_class(keys: Tensor, values: Tensor, sizes: Tensor, score: Tensor, place: Tensor, stay: Tensor) -> Merged:
