@@ -24,7 +24,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ import numpy as np
 import torch
 
 import nett
+from claims.mixture_bed import Recipe, bed
 from claims.mixture_texts import KINDS
-from claims.mixture_ways import Subject, outcomes, subjects
+from claims.mixture_ways import SIZES, Subject, outcomes
 from claims.outcomes import Cell, Outcomes, better, mean_gap, say_gaps, spread
 from nett.core import torch_model
 from nett.core.claims import Check, Figure, Result
@@ -57,7 +58,9 @@ KEPT = {0.5: 99.0, 0.25: 74.0}  # share of the experts -> percent of the accurac
 MEASURES = (Measure(1), Measure(0), Measure(0, "probability"))
 WHOLE, OURS, POOLED, USE, REAP, CHANCE = "whole mixture", "TCESS", "TCESS of all tasks", "use", "REAP", "chance"
 OTHERS = ("TCESS of the next task", "TCESS of the task before")
+BEDS = {**SIZES, "hidden 48": Recipe(hidden=48, width=96, layers=2, experts=8, steps=600, rows=12, text=300_000)}
 LEARNED, QUERIES = 64, 40  # windows of a task; queries of a task
+LENGTHS = (16, 64, 128)  # bytes of a query; the verdict looks at 64
 
 Say = Callable[[str], None]
 Kept = list[list[int]]  # of each layer
@@ -67,6 +70,9 @@ Kept = list[list[int]]  # of each layer
 class Found:
     results: Outcomes = field(default_factory=Outcomes)
     retrieved: list[float] = field(default_factory=list)
+    by_length: dict[int, list[list[float]]] = field(
+        default_factory=dict
+    )  # bytes of a query -> of each mixture, by task
     reads: list[tuple[int, int, int]] = field(default_factory=list)  # read, chosen experts, shared
     chosen: dict[Cell, list[str]] = field(default_factory=dict)
     overlap: dict[Cell, list[float]] = field(default_factory=dict)
@@ -76,7 +82,7 @@ class Found:
 def run(seeds: Sequence[int], progress: Say) -> Result:
     """The experiment; it needs nothing but nett, and trains its mixtures where they are not kept from before."""
     found, figures = Found(), list[Figure]()
-    for subject in subjects(seeds):
+    for subject in (Subject(n, s, bed(replace(r, seed=s))) for n, r in BEDS.items() for s in seeds):
         figures += _subject(subject, found)
         progress(
             f"{subject.size} seed {subject.seed}: queries {found.retrieved[-1]:.1f} % found; "
@@ -199,18 +205,29 @@ def _served(subject: Subject, seen: Mapping[str, Any], test: Mapping[str, Any], 
             tasks.append(f"{kind}={file}")
         out = Path(place) / "patterns"
         nett.experts.premoe([str(subject.folder)], task=tasks, samples=LEARNED, length=128, out=out, threads=1)
-        rates = []
         with _counted() as read, loader(out, task=KINDS[0]) as loaded:
             experts = sum(
                 layer.nbytes // layer.count * len(held) for layer, held in zip(loaded.layers, loaded.held, strict=True)
             )
             shared = loaded.checkpoint.nbytes - sum(layer.nbytes for layer in loaded.layers)
             found.reads.append((sum(read), experts, shared))
-            for kind in KINDS:
-                rows = test[kind][:: max(1, len(test[kind]) // QUERIES)][:QUERIES, :64]
-                asked = [bytes(row.tolist()).decode(errors="replace") for row in rows]
-                rates.append(np.mean([next(iter(loaded.distances(q))) == kind for q in asked]))
-        return 100 * float(np.mean(rates))
+            for length in LENGTHS:
+                found.by_length.setdefault(length, []).append(
+                    [
+                        100
+                        * float(
+                            np.mean([next(iter(loaded.distances(q))) == kind for q in _queries(test[kind], length)])
+                        )
+                        for kind in KINDS
+                    ]
+                )
+        return float(np.mean(found.by_length[64][-1]))
+
+
+def _queries(rows: Any, length: int) -> list[str]:
+    """The first bytes of some windows."""
+    chosen = rows[:: max(1, len(rows) // QUERIES)][:QUERIES, :length]
+    return [bytes(row.tolist()).decode(errors="replace") for row in chosen]
 
 
 @contextmanager
@@ -292,6 +309,22 @@ def _points(found: Found) -> list[Point]:
 
 def _because(found: Found) -> list[str]:
     said = []
+    if np.mean(found.retrieved) < 95:
+        rates = {n: np.mean(r, axis=0) for n, r in found.by_length.items()}
+        each = "; ".join(
+            f"{n} bytes {np.mean(r):.0f} % ({', '.join(f'{k} {v:.0f}' for k, v in zip(KINDS, r, strict=True))})"
+            for n, r in rates.items()
+        )
+        said.append(f"Queries that find their task, mean over sizes and seeds: {each}.")
+    for cell, limit in ((c, KEPT[0.5] if "4 of 8" in c[1] else KEPT[0.25]) for c in found.results.correct):
+        own = {
+            k: 100
+            * float(np.mean([s[OURS][k].mean() / s[WHOLE][k].mean() for s in found.results.correct[cell].values()]))
+            for k in KINDS
+        }
+        if found.results.kept(cell, WHOLE, OURS) < limit:
+            kept = ", ".join(f"{k} {v:.1f} %" for k, v in own.items())
+            said.append(f"{cell[1]}: of the whole mixture's accuracy a task keeps {kept}.")
     for cell in found.results.correct:
         settings = ", ".join(f"{s} {found.chosen[cell].count(s)}" for s in sorted(set(found.chosen[cell])))
         said.append(

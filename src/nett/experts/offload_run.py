@@ -20,7 +20,8 @@ from nett.core.windows import Windows, read_windows
 from nett.experts.caching import ONLINE, POLICIES, Policy, rate_of
 from nett.experts.expert_traces import ENDINGS, Steps, read_steps, write_steps
 from nett.experts.offloading import Offloaded
-from nett.experts.page_cache import cached_bytes, drop_tensor
+from nett.experts.page_cache import cached_bytes
+from nett.experts.page_cache import drop as forget_file
 from nett.experts.view import experts_view
 
 _WHERE = "experts/offload"
@@ -56,8 +57,8 @@ def run_offload(
     with threadpool_limits(use_device("cpu", threads, "the experts room"), "blas"):
         windows, chosen = _windows(asset, text, samples, length)
         held = experts or 2 * chosen
-        before = own_memory()
-        with Offloaded(asset, held, policy, span, drop=drop) as offloaded:
+        before = _ready(asset)
+        with Offloaded(asset, held, policy, span, forget=drop) as offloaded:
             ran = run(offloaded.model, windows, step, "offloaded")
             after = own_memory()
             steps = offloaded.steps
@@ -120,6 +121,15 @@ def run(model: Any, windows: Windows, step: int, name: str) -> dict[str, Any]:
     return {"logits": torch.stack(last), "seconds": seconds, "loss": loss / (windows.tokens - len(ids))}
 
 
+def _ready(asset: str) -> int | None:
+    """:func:`own_memory` of a process that has all code of the model, and nothing of its weights."""
+    import accelerate  # noqa: F401  # of the code
+
+    with open_checkpoint(asset, dense=True) as checkpoint, torch_model.described(checkpoint) as folder:
+        torch_model.kind_of(folder)
+    return own_memory()
+
+
 def own_memory() -> int | None:
     """Bytes of memory that are this process's own and no file's; None where the system does not tell."""
     try:
@@ -161,14 +171,14 @@ def _found(offloaded: Offloaded, ran: Mapping[str, Any], before: int | None, aft
 
 def _whole(asset: str, windows: Windows, step: int, ran: Mapping[str, Any]) -> dict[str, Any]:
     """The same on the whole model in memory."""
+    before = own_memory()
     with open_checkpoint(asset, dense=True) as checkpoint:
-        before = own_memory()
         model = torch_model.model(checkpoint).eval()
         model.set_experts_implementation("eager")
         for value in [*model.parameters(), *model.buffers()]:
             value.data = value.data.clone()  # in memory of its own, where products are rounded as in the other
-        for info in checkpoint.tensors.values():
-            drop_tensor(info)
+        for file in checkpoint.files:
+            forget_file(file, written=True)
         whole = run(model, windows, step, "in memory")
         after = own_memory()
     return {

@@ -16,7 +16,7 @@ from nett.core.expert_modules import mixtures
 from nett.core.fused import resolved_names
 from nett.experts.caching import Cache, Policy
 from nett.experts.expert_traces import Steps, padded
-from nett.experts.page_cache import drop_tensor
+from nett.experts.page_cache import drop
 from nett.experts.protocol import Tensor
 from nett.experts.slots import Slots
 from nett.experts.view import FileLayer, experts_view
@@ -27,13 +27,15 @@ class Offloaded:
     """``model``: of transformers, in the types of the file, with ``size`` experts in memory a mixture; the same answers as
     with all. Each call of the model is a step of every mixture: the experts of all its tokens are served one by one.
 
-    drop: ask the system to forget what was read of the file, so that it does not keep the experts either. Use it in a
+    forget: ask the system to drop what was read of the file, so that it does not keep the experts either. Use it in a
     with, or close it: it reads the file as long as it runs. Refused where no mixture is found, or one whose experts
     cannot be put in place one by one.
     """
 
-    def __init__(self, reference: str, size: int, policy: Policy = "lru", span: int = 16, *, drop: bool = True) -> None:
-        self.drop = drop
+    def __init__(
+        self, reference: str, size: int, policy: Policy = "lru", span: int = 16, *, forget: bool = True
+    ) -> None:
+        self.drop = forget
         with ExitStack() as stack:
             self.checkpoint = stack.enter_context(open_checkpoint(reference, dense=True))
             self.layers = experts_view(self.checkpoint)
@@ -48,9 +50,9 @@ class Offloaded:
             self._trace: list[list[list[int]]] = [[] for _ in self.layers]
             for at, mixture in enumerate(inside):
                 mixture.experts.forward = partial(self._forward, at, mixture.experts)
-            if drop:
-                for info in self.checkpoint.tensors.values():
-                    drop_tensor(info)
+            if forget:
+                for file in self.checkpoint.files:
+                    drop(file, written=True)
             self._stack = stack.pop_all()
 
     def _forward(self, at: int, experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -75,12 +77,10 @@ class Offloaded:
         return result
 
     def _forget(self, layer: FileLayer, expert: int) -> None:
-        tensors = layer.checkpoint.tensors
-        for names in layer.place.roles.values():
-            if layer.place.fused:
-                drop_tensor(tensors[names[0]], expert, layer.count)
-            else:
-                drop_tensor(tensors[names[expert]])
+        names = [n[0] if layer.place.fused else n[expert] for n in layer.place.roles.values()]
+        for file in {layer.checkpoint.tensors[n].file for n in names} - {None}:
+            assert file is not None
+            drop(file)
 
     @property
     def held_bytes(self) -> dict[str, int]:

@@ -7,25 +7,19 @@ import mmap
 import os
 from pathlib import Path
 
-from nett.core.checkpoint import TensorInfo
 
-
-def drop(file: Path, offset: int = 0, length: int = 0) -> None:
-    """Ask the system to forget a range of a file (length 0: to its end), as if it had not been read."""
+def drop(file: Path, *, written: bool = False) -> None:
+    """Ask the system to forget a file, as if it had not been read: all of it, since the system reads ahead. ``written``: put
+    it on the disk before, for what was just written and is not there yet is never forgotten."""
     if not hasattr(os, "posix_fadvise"):
         return
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+        if written:
+            os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-
-
-def drop_tensor(info: TensorInfo, part: int = 0, parts: int = 1) -> None:
-    """The bytes of a tensor, or of one of its equal ``parts``; nothing where they do not lie plainly in a file."""
-    if info.file is not None:
-        size = info.nbytes // parts
-        drop(info.file, info.offset + part * size, size)
 
 
 def cached_bytes(file: Path) -> int | None:
