@@ -4,8 +4,7 @@
     python docs/generate.py --check   change nothing; exit 1 if anything differs
 
 Generated: docs/methods/**, docs/papers.md, docs/edge.schema.json, docs/recipe.schema.json, the table of rooms in
-README.md, and benchmarks/README.md. Stored results of methods of which only the wording has changed are keyed
-anew. Written by hand: docs/guide.md, docs/recipes.md, docs/decisions/.
+README.md, and benchmarks/README.md. Written by hand: docs/guide.md, docs/recipes.md, docs/decisions/.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from nett.core.bench_page import bench_page
 from nett.core.cards import all_cards
 from nett.core.edge import SCHEMA
 from nett.core.registry import ROOMS, Card
-from nett.core.results import renew_keys
 from nett.core.standing import standings
 from nett.experts.taxonomy import taxonomy_page
 from nett.merge.recipe_schema import recipe_schema
@@ -183,20 +181,19 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    renewed = renew_keys({c.key: c for c in all_cards()}, write="--check" not in sys.argv)
     made = pages()
     stale = [p for p, text in made.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     gone = [p for p in (ROOT / "docs/methods").rglob("*.md") if p not in made]
     if "--check" in sys.argv:
-        for path in [*stale, *gone, *renewed]:
+        for path in [*stale, *gone]:
             print(f"{path.relative_to(ROOT)} is not what docs/generate.py would write: run make docs")
-        return 1 if stale or gone or renewed else 0
+        return 1 if stale or gone else 0
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made[path], encoding="utf-8")
     for path in gone:
         path.unlink()
-    print(f"{len(made)} pages, {len(stale)} written, {len(gone)} removed; {len(renewed)} stored results keyed anew")
+    print(f"{len(made)} pages, {len(stale)} written, {len(gone)} removed")
     return 0
 
 

@@ -20,7 +20,6 @@ from nett.core.results import (
     hash_of_code,
     is_current,
     law_result,
-    renew_keys,
     store_claim,
     store_law,
 )
@@ -88,19 +87,6 @@ def test_a_law_result_is_fresh_until_the_code_changes(toy: Toys) -> None:
     assert stale is not None and not stale.fresh and stale.passed
     toy.change("one", "* scale * 2", "* scale")
     assert law_result(toy.card("one")).fresh  # type: ignore[union-attr]
-
-
-def test_a_key_is_renewed_when_only_the_wording_has_changed(toy: Toys) -> None:
-    card = toy.card("one")
-    store_law(card, {"a": "passed"})
-    assert renew_keys({card.key: card}) == []
-    toy.file("one").write_text(toy.file("one").read_text() + "# more words\n")
-    before = law_result(card)
-    assert before is not None and before.fresh
-    assert len(renew_keys(toy.cards, write=False)) == len(renew_keys(toy.cards)) == 1
-    assert renew_keys({card.key: card}) == [] and law_result(card) == before
-    toy.file("one").write_text(toy.file("one").read_text() + "MORE = 1\n")
-    assert renew_keys({card.key: card}) == []  # other code: the laws are to be run again
 
 
 def test_the_same_outcome_leaves_the_file_as_it_is(toy: Toys) -> None:

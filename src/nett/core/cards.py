@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from nett.core import jit
+from nett.core.code_hash import hash_of_code
 from nett.core.errors import NettError, UsageError, did_you_mean
 from nett.core.registry import ROOMS, Between, Card, Parameter, Tunable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 INDEX = PACKAGE / "_cards.json"
-_VERSION = 9
+_VERSION = 10
 _FURNITURE = {"__init__.py", "protocol.py", "engine.py"}
 
 
@@ -56,6 +57,12 @@ def _own_cards() -> tuple[Card, ...]:
 
 def _cards_of(index: Mapping[str, Any]) -> Iterator[Card]:
     return (Card.from_json(r) for entry in index.values() for r in entry["cards"])
+
+
+def code_of(card: Card) -> str | None:
+    """The hash of the code of the card's file (:func:`hash_of_code`), as the index has it; None where it has none."""
+    code = _own_index().get("/".join(card.module.split(".")[1:]) + ".py", {}).get("code")
+    return None if code is None else str(code)
 
 
 def engine_options(room: str, function: str, package: Path = PACKAGE) -> tuple[Parameter, ...]:
@@ -160,7 +167,8 @@ def _read_entry(room: str, file: Path, package: Path, blob: bytes, digest: str) 
             options[node.name] = Card(
                 room, node.name, module, "", (), "reduce", "stream", "measured", "", parameters, ()
             ).as_json()
-    return {"hash": digest, "room": room, "cards": cards, "options": options}
+    entry = {"hash": digest, "room": room, "cards": cards, "options": options}
+    return entry | ({"code": hash_of_code(blob)} if cards else {})
 
 
 def _card(room: str, module: str, file: Path, node: ast.FunctionDef, decorator: ast.Call) -> Card:
