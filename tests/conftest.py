@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, settings
 
 from support import compiling, shared, typechecker, unsynced
 
+# Before torch is imported, here and in what tests start: the models are tiny, and the threads of several processes on the
+# same cores only wait for each other, up to a hundred times as long as one works.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 typechecker.check_types_of("nett")
 unsynced.do_not_wait_for_the_disk()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from nett.core.runner import thread_count
 
 
 def use_device(device: str, threads: int, purpose: str) -> int:
-    """See that ``device`` can be used and set torch's threads (0: all that this process may use), which are returned.
+    """See that ``device`` can be used and set torch's threads, which are returned. 0: as many as ``OMP_NUM_THREADS`` says,
+    else all that this process may use.
 
     UsageError where the device cannot be used, or torch is not installed for ``purpose``.
     """
@@ -25,7 +27,8 @@ def use_device(device: str, threads: int, purpose: str) -> int:
         raise UsageError(
             f"device = {device!r} cannot be used: {said}", hint="--device cpu works everywhere."
         ) from error
-    count = thread_count(threads)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    count = thread_count(threads or (int(said) if said.isdecimal() else 0))
     torch.set_num_threads(count)
     return count
 
@@ -45,8 +48,6 @@ def check_memory(needed: int, device: Any, where: Path) -> None:
 
 def free_memory() -> int:
     """Bytes that this machine could give a process now."""
-    import os
-
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
