@@ -394,9 +394,11 @@ def peak_memory_within_grain(card: Card, folder: Path) -> None:
 
     allowed = 8 << 20  # against 36 MB more in each model
     peaks = {"one": peak("one"), "four": peak("four")}
-    for _ in range(2):  # over few tensors the threads may never have been at their heights together
+    # A peak is what two threads happened to hold at once, some megabytes more or less, and over few tensors they may never
+    # have been at their heights together. Memory that grows with the model is 36 MB and more, each time.
+    for _ in range(2):
         if peaks["four"] > peaks["one"] + allowed:
-            peaks["one"] = max(peaks["one"], peak("one"))
+            peaks = {"one": max(peaks["one"], peak("one")), "four": min(peaks["four"], peak("four"))}
     assert peaks["four"] <= peaks["one"] + allowed, peaks
 
 
